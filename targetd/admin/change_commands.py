@@ -142,9 +142,10 @@ TABLE = (
             'What differs from the files written by hand is written to targetdctl.d; the files written by '
             'hand are not changed. Use --dry-run first.',
             [Argument('number', 'number', True, 'the first column of "history"')]),
-    command('history', 'list the configurations that were accepted',
+    command('history', 'list the configurations that were accepted, and the snapshots',
             'The newest first: when, by whom, by which command, and what changed. At most 100 are kept in '
-            'state-dir.',
+            'state-dir. What "snapshot" and "restore" did is listed too, without a number, and the last 100 '
+            'of these are kept.',
             columns=columns(('number', 'NUMBER'), ('time', 'TIME'), ('who', 'WHO'),
                             ('what', 'COMMAND'), ('steps', 'CHANGES')),
             empty='the history is empty', seconds=60, records=True),

@@ -303,7 +303,7 @@ def name_of(row):
     return row.words.replace(' ', '-')
 
 
-BY_NAME = {name_of(row): row for row in TABLE}
+BY_NAME = {name_of(row): row for row in TABLE + image_commands.REQUESTS}
 
 
 class BadRequest(ValueError):

@@ -54,6 +54,21 @@ def _unit(parsed):
     return row
 
 
+def _tell(parsed, name, **words):
+    """Send a request of image_commands.REQUESTS. Raises TargetdError."""
+    request = dict(words, command=name, unit=parsed.unit, name=parsed.name)
+    send_request(parsed.socket or default_socket(), request, 60)
+
+
+def _done(parsed, action, text):
+    """The reply after a snapshot was made or restored, which the history is told of."""
+    try:
+        _tell(parsed, 'image-end', action=action, outcome=text)
+    except TargetdError as e:
+        return {'ok': True, 'message': text, 'messages': [str(e)]}
+    return {'ok': True, 'message': text}
+
+
 def _is(row, *states):
     return not row['sessions'] or row['state'].startswith(
         tuple(state + BY_ADMINISTRATOR for state in states)
@@ -82,7 +97,7 @@ def answer_snapshot(parsed):
         return {'ok': True, 'message': 'the snapshot would be %s' % target}
     is_shared = image_files.take_snapshot(row['path'], target, may_copy)
     how = 'shares the blocks of %s' if is_shared else 'is a copy of %s'
-    return {'ok': True, 'message': 'the snapshot %s %s' % (target, how % row['path'])}
+    return _done(parsed, 'snapshot', 'the snapshot %s %s' % (target, how % row['path']))
 
 
 def answer_restore(parsed):
@@ -104,9 +119,21 @@ def answer_restore(parsed):
         )
     if parsed.dry_run:
         return {'ok': True, 'message': '%s would get the content of %s' % (row['path'], source)}
-    image_files.restore(source, row['path'])
-    text = '%s has the content of %s; use it again with: targetdctl lun online %s'
-    return {'ok': True, 'message': text % (row['path'], source, parsed.unit)}
+    begun = []
+
+    def begin():
+        _tell(parsed, 'image-begin')
+        begun.append(True)
+
+    try:
+        image_files.restore(source, row['path'], begin)
+    except TargetdError as e:
+        if begun:
+            _done(parsed, 'restore', str(e))
+        raise
+    reply = _done(parsed, 'restore', '%s has the content of %s' % (row['path'], source))
+    reply['message'] += '; use it again with: targetdctl lun online %s' % parsed.unit
+    return reply
 
 
 #: Words of a command -> function of the parsed arguments that returns the reply.

@@ -1,5 +1,6 @@
 """The rows of the commands that work on image files: see commands. Pure. The client executes them itself
-(image_files), so they need the rights to the files.
+(image_files), so they need the rights to the files, and tells the server of it with the requests in REQUESTS,
+which nobody types.
 """
 
 from targetd.admin.command_rows import Argument, command
@@ -29,7 +30,18 @@ TABLE = (
     command('restore', 'give the file of a LUN the content of a snapshot',
             'The LUN must be offline ("lun offline") or have no session; its present content is lost. '
             'Initiators are notified by "lun online" that the medium may have changed. The snapshot '
-            'remains.',
+            'remains. An undo journal (guard) begins anew, since what it has does not lead to the content '
+            'of the snapshot.',
             arguments=[_UNIT, _NAME, Argument('dry-run', 'flag', False, 'only check')], local=True),
+)
+
+REQUESTS = (
+    command('image begin', 'say that the file of a LUN is about to get the content of a snapshot', '',
+            arguments=[_UNIT, _NAME], seconds=60),
+    command('image end', 'say that a snapshot was made or restored', '',
+            arguments=[
+                Argument('action', 'text', True, 'snapshot or restore'), _UNIT, _NAME,
+                Argument('outcome', 'text', True, 'a sentence')],
+            seconds=60),
 )
 # fmt: on

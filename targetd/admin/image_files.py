@@ -167,9 +167,9 @@ def _next_data(descriptor, position, size):
         raise
 
 
-def restore(snapshot, path):
+def restore(snapshot, path, begin):
     """Give the file the content of the snapshot; its size stays, what is beyond the snapshot is zero.
-    Returns True if the blocks are shared. Raises TargetdError."""
+    begin(): called before anything is written. Returns True if the blocks are shared. Raises TargetdError."""
     try:
         source = os.open(snapshot, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as e:
@@ -186,6 +186,7 @@ def restore(snapshot, path):
                 'the snapshot has %d bytes, and %s only %d; first make it larger: targetdctl lun resize'
                 % (wanted, path, size)
             )
+        begin()
         is_shared = _clone(source, target)
         if not is_shared:
             _zero(target, 0, wanted)  # its data must not show where the snapshot has a hole

@@ -593,8 +593,9 @@ LUN = (
          'WRITE PROTECTED if that fails; put state-dir on a disk that is at least as fast. SIZE is the space '
          'in state-dir, taken in 16 parts; each session that writes uses one of them at a time. A command '
          'that overwrites more than SIZE at once is done, and ends the history, and so do SANITIZE, which '
-         'erases the journal too, and a time in which the LUN was served without it. Older parts that were '
-         'removed before, to keep to SIZE, are deleted files, which SANITIZE does not overwrite. '
+         'erases the journal too, "targetdctl restore" of a snapshot, and a time in which the LUN was served '
+         'without it. Older parts that were removed before, to keep to SIZE, are deleted files, which '
+         'SANITIZE does not overwrite. '
          'What this host or another server writes to the disk is not recorded.',
          'first-write-snapshot'),
     _lun('content', kinds.Choice('ask', 'keep'), 'ask', LIVE,

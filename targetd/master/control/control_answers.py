@@ -17,6 +17,8 @@ from targetd.master.control.control_changes import ChangeAnswers, named_lun
 from targetd.master.control.control_counters import counters_reply
 from targetd.master.control.control_guards import ANSWERS as GUARDS
 from targetd.master.control.control_guards import GuardAnswers
+from targetd.master.control.control_images import ANSWERS as IMAGES
+from targetd.master.control.control_images import ImageAnswers
 from targetd.master.control.control_space import ANSWERS as SPACE
 from targetd.master.control.control_space import SpaceAnswers
 from targetd.master.control.control_takeovers import ANSWERS as TAKEOVERS
@@ -78,6 +80,7 @@ class ControlAnswers(object):
         self.rate_limits = rate_limits
         self.views = ViewAnswers(self, history)
         self.guards = GuardAnswers(self)
+        self.images = ImageAnswers(self, history)
         self.space = SpaceAnswers(self)
         self.takeovers = TakeoverAnswers(self, takeovers)
 
@@ -93,6 +96,7 @@ class ControlAnswers(object):
             (CHANGES, self.changes),
             (VIEWS, self.views),
             (GUARDS, self.guards),
+            (IMAGES, self.images),
             (SPACE, self.space),
             (TAKEOVERS, self.takeovers),
         ):

@@ -1,11 +1,13 @@
-"""The history: every configuration that was accepted, as one file in state-dir/history.
+"""The history: every configuration that was accepted, and what was done to the contents of LUNs (snapshots),
+as files in state-dir/history.
 
     000012.conf    first line: # {"when": …, "who": "root", "what": "lun add …", "steps": […]}
                    then the whole configuration, with includes, accounts and live changes
+    000003.note    {"when": …, "who": "root", "what": "restore …", "steps": […]}: no configuration
 
-The files contain secrets and are readable by their owner only. At most ENTRIES are kept, and at most
-BYTES of them. All functions but those of History run in a child process (processes.jobs), because
-state-dir may not answer.
+The files contain secrets and are readable by their owner only. At most ENTRIES configurations are kept, and
+at most BYTES of them, and NOTES notes, so that daily snapshots do not displace configurations. All functions
+but those of History run in a child process (processes.jobs), because state-dir may not answer.
 """
 
 import json
@@ -23,7 +25,9 @@ VERSION = 1
 ENTRIES = 100
 BYTES = 32 << 20
 MOST_STEPS = 50  # of one entry
+NOTES = 100
 NAME = re.compile('([0-9]{6,})\\.conf$')
+NOTE = re.compile('([0-9]{6,})\\.note$')
 
 
 class History(object):
@@ -52,6 +56,15 @@ class History(object):
             forked=whole.close,
         )
 
+    def note(self, when, who, what, steps, done):
+        """Keep a note; done('' or why it is not kept)."""
+        directory = self.directory
+        self.jobs.submit_job(
+            ('history', directory),
+            lambda: (add_note(directory, when, who, what, steps), ()),
+            lambda result: done(result.why),
+        )
+
     def ask(self, work, done):
         """Run work(directory), which returns rows, in a child process; done([row …], None) or
         done(None, TargetdError)."""
@@ -72,10 +85,10 @@ class History(object):
         self.jobs.submit_job(('history', directory), in_child, answered)
 
 
-def numbers(directory):
-    """The numbers of the entries, ascending."""
+def numbers(directory, pattern=NAME):
+    """The numbers of the entries, or with NOTE of the notes, ascending."""
     try:
-        found = [NAME.match(name) for name in os.listdir(directory)]
+        found = [pattern.match(name) for name in os.listdir(directory)]
     except FileNotFoundError:
         return []
     return sorted(int(match.group(1)) for match in found if match)
@@ -124,6 +137,39 @@ def add_entry(directory, text, when, who, what):
     return {'number': number}
 
 
+def add_note(directory, when, who, what, steps):
+    """Keep a note. steps: [sentence]. Returns a dict for the job."""
+    known = numbers(directory, NOTE)
+    number = known[-1] + 1 if known else 1
+    words = {'version': VERSION, 'when': when, 'who': who, 'what': what, 'steps': steps}
+    try:
+        write_durably(_path_of_note(directory, number), json.dumps(words, sort_keys=True) + '\n')
+        for each in known[: max(0, len(known) + 1 - NOTES)]:
+            os.unlink(_path_of_note(directory, each))
+    except OSError as e:
+        return {'failed': '%s: %s' % (directory, e.strerror)}
+    return {}
+
+
+def _path_of_note(directory, number):
+    return os.path.join(directory, '%06d.note' % number)
+
+
+def _read_note(directory, number):
+    path = _path_of_note(directory, number)
+    try:
+        with open(path, encoding='utf-8') as f:
+            words = json.load(f)
+        require_known_format(path, words.get('version', VERSION), VERSION)
+        return dict(words, number=None)
+    except (OSError, ValueError, AttributeError, TargetdError) as e:
+        return _unreadable(None, 'note %d of the history cannot be read: %s' % (number, e))
+
+
+def _unreadable(number, text):
+    return {'number': number, 'when': 0, 'who': '', 'what': text, 'steps': []}
+
+
 def steps_between(before, text):
     """What differs between two texts of configurations, in words and without secrets."""
     try:
@@ -145,14 +191,22 @@ def _remove_oldest(directory):
 
 
 def rows(directory):
-    """The rows of `targetdctl history`, the newest first."""
-    found = []
-    for number in reversed(numbers(directory)):
+    """The rows of `targetdctl history`, the newest first; `number` is None for a note."""
+    found = [_read_note(directory, number) for number in numbers(directory, NOTE)]
+    for number in numbers(directory):
         try:
             words, _ = read_entry(directory, number)
+            found.append(dict(words, number=number))
         except TargetdError as e:
-            words = {'when': 0, 'who': '', 'what': str(e), 'steps': []}
-        found.append(dict(words, number=number))
+            found.append(_unreadable(number, str(e)))
+    # an entry that cannot be read has no time: the order of the configurations is that of their numbers
+    last = float('inf')
+    for row in reversed(found):
+        if row['number'] is not None:
+            last = row['order'] = min(last, row['when'] or last)
+        else:
+            row['order'] = row['when']
+    found.sort(key=lambda row: (row.pop('order'), row['number'] or 0), reverse=True)
     return found
 
 

@@ -8,8 +8,10 @@ where NAME stands for the unit's data, has
                      that a worker process has says that the segment is in use
      lock            the file for the range locks of all that write the medium (store.undoing); its time
                      says when the segments were erased
-     interrupted     exists if the medium was served without the journal since: what was recorded before
-                     does not lead to the present content, and cannot be put back
+     interrupted     exists if the medium was written without the journal since, with the reason as its
+                     content: what was recorded before does not lead to the present content, and cannot be
+                     put back
+     begins          why the journal was made to begin anew, if that has been noted
 
 A new segment removes the oldest ones that are not in use, if the journal would be longer than its
 `capacity`. Its description says up to which time records were removed (`horizon`); it is durable before
@@ -30,7 +32,9 @@ from targetd.store import kept_blocks, range_locks, undo_records, undoing
 from targetd.trusted_path import open_trusted_directory
 
 NAME = re.compile(r'^([0-9]{6,})\.undo$')
-LOCK, INTERRUPTED, FRESH = 'lock', 'interrupted', 'new'
+LOCK, INTERRUPTED, BEGINS, FRESH = 'lock', 'interrupted', 'begins', 'new'
+SERVED_WITHOUT = 'the disk was served without its undo journal since'
+LONGEST_REASON = 1000
 #: A segment is this part of the journal, within limits.
 SHARE, SHORTEST, LONGEST = 16, 1 << 20, 256 << 20
 #: More segments than this are not kept, since all of them are opened to put something back.
@@ -80,6 +84,23 @@ class _Folder(object):
     def has(self, name):
         return name in os.listdir(self.descriptor)
 
+    def text(self, name):
+        """The content of a small file; None if there is none."""
+        try:
+            descriptor = self.open(name)
+        except FileNotFoundError:
+            return None
+        with os.fdopen(descriptor, encoding='utf-8', errors='replace') as file:
+            return file.read(LONGEST_REASON).strip()
+
+    def put(self, name, text):
+        """Makes a small file, which is durable after sync()."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        with os.fdopen(self.open(name, flags), 'w', encoding='utf-8') as file:
+            file.write(text[:LONGEST_REASON])
+            file.flush()
+            os.fsync(file.fileno())
+
     def unlink(self, name):
         os.unlink('%06d.undo' % name if isinstance(name, int) else name, dir_fd=self.descriptor)
 
@@ -110,12 +131,15 @@ class _Read(object):
 
 class Segments(object):
     """Context manager: all segments of a journal, in ascending order. horizon: nanoseconds since 1970,
-    before which records are missing."""
+    before which records are missing; interruption: why nothing of them can be put back, or ''; beginning:
+    why the journal begins at its horizon, '' if it is not known."""
 
     def __init__(self, path):
-        self.all, self.horizon, self.is_interrupted = [], 0, False
+        self.all, self.horizon = [], 0
         with _Folder(path) as folder:
-            self.is_interrupted = folder.has(INTERRUPTED)
+            found = folder.text(INTERRUPTED)
+            self.interruption = '' if found is None else found or SERVED_WITHOUT
+            erased, self.beginning = _erased_at(folder), folder.text(BEGINS) or ''
             try:
                 for number in folder.numbers():
                     self.all.append(_Read(folder, number))
@@ -124,6 +148,10 @@ class Segments(object):
                 raise
         for segment in self.all:
             self.horizon = max(self.horizon, segment.description['horizon'])
+        if not self.all and erased:
+            self.horizon = erased + 1
+        if self.horizon != erased + 1:
+            self.beginning = ''
         boots = []
         for segment in self.all:
             if segment.description['boot'] not in boots:
@@ -191,7 +219,10 @@ def make_segment(path, capacity, words):
 def _erased_at(folder):
     """When the segments of a journal were erased, in nanoseconds since 1970; 0 if there were none. It is the
     time of the lock file, which nobody writes."""
-    return os.stat(LOCK, dir_fd=folder.descriptor).st_mtime_ns
+    try:
+        return os.stat(LOCK, dir_fd=folder.descriptor).st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def _create(folder, length, words):
@@ -298,38 +329,42 @@ def _end_of(segment):
 # -- the ends of a history -------------------------------------------------------------------------
 
 
-def interrupt(guards, key):
-    """The unit is about to be served without its journal. Raises StoreError if that cannot be noted: what
-    is in the journal could otherwise be put back over a content that it does not lead to."""
+def interrupt(guards, key, why=SERVED_WITHOUT):
+    """The unit is about to be written without its journal; why: a sentence. Raises StoreError if that cannot
+    be noted: what is in the journal could otherwise be put back over a content that it does not lead to."""
     path = path_of(guards, key)
     if not os.path.isdir(path):
         return
     try:
         with _Folder(path) as folder:
-            if folder.numbers() and not folder.has(INTERRUPTED):
-                os.close(folder.open(INTERRUPTED, os.O_WRONLY | os.O_CREAT))
+            if folder.has(LOCK) and not folder.has(INTERRUPTED):
+                folder.put(INTERRUPTED, why)
                 folder.sync()
     except OSError as e:
         raise StoreError(
-            '%s: it cannot be noted that the disk is served without its undo journal (%s); correct that, or '
+            '%s: it cannot be noted that the disk is written without its undo journal (%s); correct that, or '
             'remove the journal' % (path, e.strerror)
         )
 
 
 def resume(guards, key):
-    """The unit is about to be served with its journal: one that was interrupted begins anew. Raises
+    """The unit is about to be written with its journal: one that was interrupted begins anew. Raises
     StoreError."""
     path = path_of(guards, key)
     if not os.path.exists(os.path.join(path, INTERRUPTED)):
         return
-    failed = erase(path, False)[0].get('failed')
-    if failed is None:
-        try:
+    failed = None
+    try:
+        with _Folder(path) as folder:
+            why = folder.text(INTERRUPTED) or SERVED_WITHOUT
+        failed = erase(path, False)[0].get('failed')
+        if failed is None:
             with _Folder(path) as folder:
+                folder.put(BEGINS, why)
                 folder.unlink(INTERRUPTED)
                 folder.sync()
-        except OSError as e:
-            failed = e.strerror
+    except OSError as e:
+        failed = e.strerror
     if failed is not None:
         raise StoreError('%s: its undo journal cannot begin anew: %s' % (path, failed))
 
@@ -343,7 +378,7 @@ def erase(path, overwrite=True):
     try:
         with _Folder(path) as folder:
             numbers = folder.numbers()
-            if not numbers:
+            if not folder.has(LOCK):
                 return {'removed': 0}, ()
             lock = folder.open(LOCK, os.O_RDWR)
             try:
@@ -353,6 +388,8 @@ def erase(path, overwrite=True):
                     if overwrite:
                         _overwrite(folder, number)
                     folder.unlink(number)
+                if folder.has(BEGINS):
+                    folder.unlink(BEGINS)
                 now = undoing.clocks()[1]
                 os.utime(lock, ns=(now, now))
                 os.fsync(lock)

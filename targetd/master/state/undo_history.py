@@ -41,8 +41,8 @@ def _rows_of(path, name, ids):
                 bursts += _bursts(segment)
             bursts.sort(key=lambda burst: (-burst['when'], burst['reason']))
             state = 'complete'
-            if segments.is_interrupted:
-                state = 'interrupted: the disk was served without its journal since'
+            if segments.interruption:
+                state = 'interrupted: ' + segments.interruption
             return [
                 dict(
                     burst,
@@ -118,10 +118,13 @@ def restore(path, since, medium, capacity, words):
 def _records_since(segments, since, size, words):
     """[(segment, Positions)] of the records from the first one at or after a time on, in the order of all
     writes. Raises Refused."""
-    if segments.is_interrupted:
-        raise Refused('the disk was served without its undo journal since')
-    if not segments.all or since < segments.horizon:
-        raise Refused('its undo journal begins at %s' % _when(segments.horizon))
+    if segments.interruption:
+        raise Refused(segments.interruption)
+    if not segments.all and not segments.horizon:
+        raise Refused('its undo journal is empty')
+    if since < segments.horizon:
+        why = ': ' + segments.beginning if segments.beginning else ''
+        raise Refused('its undo journal begins at %s%s' % (_when(segments.horizon), why))
     first, scanned = None, []
     for segment in segments.all:
         positions = undo_records.Positions()

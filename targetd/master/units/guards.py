@@ -22,6 +22,7 @@ import time
 
 from targetd import log
 from targetd.config.scsi_kinds import Guards as Kind
+from targetd.errors import StoreError
 from targetd.master.state import guard_files, undo_files, undo_history
 from targetd.master.units import transitions
 from targetd.master.units.transitions import Malformed, Refusal
@@ -191,6 +192,35 @@ class Guards(object):
 
         self.jobs.submit_job(
             ('guard erase', unit.id), lambda: undo_files.erase(path), erased, (), JOURNAL_SECONDS
+        )
+
+    def interrupt_journal(self, unit, why, done):
+        """The content of the medium is about to change without a session; why: a sentence. done('' or why
+        that cannot be noted in the undo journal)."""
+        self._journal_job(unit, lambda: undo_files.interrupt(self.directory, unit.key, why), done)
+
+    def begin_journal_anew(self, unit, done):
+        """The content of the medium has changed, and the undo journal records what follows; done('' or why
+        it does not)."""
+        if not journal_bytes(unit.lun):
+            done('')
+            return
+        self._journal_job(unit, lambda: undo_files.resume(self.directory, unit.key), done)
+
+    def _journal_job(self, unit, work, done):
+        def in_child():
+            try:
+                work()
+            except StoreError as e:
+                return {'failed': str(e)}, ()
+            return {}, ()
+
+        self.jobs.submit_job(
+            ('guard journal', unit.id),
+            in_child,
+            lambda result: done(result.why),
+            (),
+            JOURNAL_SECONDS,
         )
 
     # -- the administrator -------------------------------------------------------------------------

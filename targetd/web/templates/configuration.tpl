@@ -10,7 +10,7 @@
 <ol class="history" reversed>
 % for row in history:
 <li>
-<p class="when"><b>#{{row['number']}}</b> <time>{{row['time']}}</time> {{row['who']}} <code>{{row['what']}}</code></p>
+<p class="when"><b>{{'#%d' % row['number'] if row['number'] is not None else ''}}</b> <time>{{row['time']}}</time> {{row['who']}} <code>{{row['what']}}</code></p>
 % if row['steps']:
 <ul class="short">
 % for step in row['steps'][:20]:
@@ -21,11 +21,13 @@
 % end
 </ul>
 % end
+% if row['number'] is not None:
 <p class="links"><a href="/configuration/{{row['number']}}" aria-label="What has changed since #{{row['number']}}">What has changed since</a>\\
 % if may_change:
  · <a href="/change/rollback?number={{row['number']}}" aria-label="Return to #{{row['number']}}">Return to this</a>\\
 % end
 </p>
+% end
 </li>
 % end
 </ol>

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from targetd.admin import change_commands, commands
+from targetd.admin import change_commands, commands, image_commands
 from targetd.admin.commands import BadRequest, parse_request
 
 
@@ -30,7 +30,12 @@ def test_every_row_is_complete(row):
 
 
 def test_command_names_are_unique():
-    assert len(commands.BY_NAME) == len(commands.TABLE)
+    assert len(commands.BY_NAME) == len(commands.TABLE + image_commands.REQUESTS)
+
+
+def test_the_requests_of_the_client_are_not_for_members_of_the_control_group():
+    row, arguments = parse_request(request(command='image-begin', unit='a/0', name='monday'))
+    assert arguments == {'unit': 'a/0', 'name': 'monday'} and not commands.is_read_only(row)
 
 
 def test_a_request_finds_its_row_and_arguments():

@@ -62,7 +62,7 @@ def test_a_snapshot_is_the_same_with_and_without_shared_blocks(image, monkeypatc
         f.write(b'x' * MIB)
     with pytest.raises(TargetdError, match='exists already'):
         image_files.take_snapshot(image, target, '')
-    image_files.restore(target, image)
+    image_files.restore(target, image, lambda: None)
     assert content(target) == content(image)
     assert sorted(os.listdir(os.path.dirname(image))) == ['disk.img', 'disk.img.snapshot-monday']
 
@@ -96,11 +96,27 @@ def test_a_file_that_has_grown_keeps_its_size_and_has_zeroes_at_its_end(image, m
     with open(image, 'r+b') as f:
         f.seek(64 * MIB)
         f.write(b'y' * MIB)
-    image_files.restore(image + '.s', image)
-    assert content(image) == content(image + '.s') + bytes(MIB)
+    calls = []
+    image_files.restore(image + '.s', image, lambda: calls.append(content(image)))
+    assert content(image) == content(image + '.s') + bytes(MIB) != calls[0]
     os.truncate(image, MIB)
     with pytest.raises(TargetdError, match='lun resize'):
-        image_files.restore(image + '.s', image)
+        image_files.restore(image + '.s', image, lambda: calls.append(0))
+    assert len(calls) == 1  # nothing was written
+
+
+def test_nothing_is_restored_if_the_server_refuses_it(image):
+    image_files.take_snapshot(image, image + '.s', '')
+    with open(image, 'r+b') as f:
+        f.write(b'y' * MIB)
+    before = content(image)
+
+    def refuse():
+        raise TargetdError('it is in use')
+
+    with pytest.raises(TargetdError, match='in use'):
+        image_files.restore(image + '.s', image, refuse)
+    assert content(image) == before
 
 
 @pytest.mark.parametrize('name', ['a/b', '.hidden', 'a\nb'])

@@ -5,23 +5,25 @@ import inspect
 
 import pytest
 
-from targetd.admin import commands, disk_answers, image_answers, local
+from targetd.admin import commands, disk_answers, image_answers, image_commands, local
 from targetd.master.control import (
     control_answers,
     control_changes,
     control_guards,
+    control_images,
     control_space,
     control_takeovers,
     control_views,
 )
 
-REMOTE = [row for row in commands.TABLE if not row.local]
+REMOTE = [row for row in commands.TABLE if not row.local] + list(image_commands.REQUESTS)
 #: Every table of answers, with its class, and the number of arguments that are not in the row.
 TABLES = [
     (control_answers.ANSWERS, control_answers.ControlAnswers, 1),
     (control_changes.ANSWERS, control_changes.ChangeAnswers, 2),
     (control_views.ANSWERS, control_views.ViewAnswers, 2),
     (control_guards.ANSWERS, control_guards.GuardAnswers, 2),
+    (control_images.ANSWERS, control_images.ImageAnswers, 2),
     (control_space.ANSWERS, control_space.SpaceAnswers, 2),
     (control_takeovers.ANSWERS, control_takeovers.TakeoverAnswers, 2),
 ]

@@ -60,3 +60,38 @@ def test_an_entry_that_does_not_exist_or_is_damaged_is_named(folder):
         history.read_entry(folder, 1)
     assert 'cannot be read' in history.rows(folder)[0]['what']
     assert history.add_entry(folder, '# 2\n', 5, 'root', 'start') == {'number': 2}
+
+
+# -- notes -----------------------------------------------------------------------------------------
+
+
+def test_notes_are_between_the_configurations_and_displace_none(folder, monkeypatch):
+    monkeypatch.setattr(history, 'NOTES', 2)
+    history.add_entry(folder, '# 1\n', 5, 'root', 'start')
+    for when in (6, 7, 8):
+        assert (
+            history.add_note(folder, when, 'anna', 'snapshot t/0 %d' % when, ['it is a copy']) == {}
+        )
+    history.add_entry(folder, '# 2\n', 7, 'root', 'reload')
+    assert [(row['number'], row['when'], row['what']) for row in history.rows(folder)] == [
+        (None, 8, 'snapshot t/0 8'), (2, 7, 'reload'), (None, 7, 'snapshot t/0 7'), (1, 5, 'start'),
+    ]  # fmt: skip
+    assert history.numbers(folder) == [1, 2]
+    assert history.rows(folder)[0]['steps'] == ['it is a copy']
+    assert stat.S_IMODE(os.stat(os.path.join(folder, '000003.note')).st_mode) == 0o600
+
+
+def test_few_notes_are_all_kept(folder, monkeypatch):
+    monkeypatch.setattr(history, 'NOTES', 4)
+    for when in range(3):
+        history.add_note(folder, when, 'anna', 'restore', [])
+    assert len(history.numbers(folder, history.NOTE)) == 3
+
+
+def test_a_note_that_is_damaged_is_named(folder):
+    history.add_entry(folder, '# 1\n', 5, 'root', 'start')
+    for text in ('nonsense', '[]', '{"version": 99}'):
+        history.add_note(folder, 6, 'anna', 'restore', [])
+        with open(os.path.join(folder, '000001.note'), 'w') as f:
+            f.write(text)
+        assert 'note 1 of the history cannot be read' in history.rows(folder)[-1]['what']

@@ -195,6 +195,35 @@ def test_a_time_without_the_journal_is_an_end(guards, path, medium, writer, cloc
     undo_files.resume(guards, KEY)
 
 
+def test_the_reason_of_an_end_is_shown(guards, path, medium, writer, clock):
+    writer.write(0, b'x' * 512, False)
+    undo_files.interrupt(guards, KEY, 'a snapshot was restored')
+    undo_files.interrupt(guards, KEY, 'another reason')  # the first one counts
+    assert restore(path, clock.now, medium)['failed'] == 'a snapshot was restored'
+    assert (
+        undo_history.rows(guards, {KEY: 't/0'})[0]['state']
+        == 'interrupted: a snapshot was restored'
+    )
+    undo_files.resume(guards, KEY)
+    assert restore(path, clock.now, medium)['failed'].endswith(': a snapshot was restored')
+    writer.write(0, b'y' * 512, False)
+    assert restore(path, clock.now, medium)['failed'].endswith(': a snapshot was restored')
+    undo_files.erase(path)
+    assert 'snapshot' not in restore(path, clock.now, medium)['failed']
+
+
+def test_an_end_counts_also_if_the_journal_was_empty(guards, path, medium, writer, clock):
+    writer.write(0, b'x' * 512, False)
+    undo_files.erase(path)
+    when = clock.now = time.time() + 1  # the journal reaches back to it
+    undo_files.interrupt(guards, KEY)
+    undo_files.resume(guards, KEY)
+    lock = os.path.join(path, 'lock')
+    os.utime(lock, ns=(0, int((when + 1) * 1e9)))
+    writer.write(0, b'y' * 512, False)
+    assert 'begins at' in restore(path, when, medium)['failed']
+
+
 def test_an_interruption_that_cannot_be_noted_is_an_error(guards, path, writer, monkeypatch):
     writer.write(0, b'x' * 512, False)
 
