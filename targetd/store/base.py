@@ -21,7 +21,7 @@ import os
 import queue
 import time
 from collections import namedtuple
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
 
 BytesLike = Union[bytes, bytearray, memoryview]
 
@@ -128,6 +128,12 @@ class ExclusiveRange(object):
                 )
         finally:
             _exclusive_token.put(None)
+
+
+def pieces(offset: int, length: int, longest: int) -> Iterator[Tuple[int, int]]:
+    """Yields (offset, length) of the parts of a range, each of at most `longest` bytes."""
+    for start in range(offset, offset + length, longest):
+        yield start, min(longest, offset + length - start)
 
 
 class UnlockedRange(object):

@@ -16,7 +16,6 @@ durable.
 
 import errno
 import os
-import queue
 import socket
 import threading
 import time
@@ -27,9 +26,10 @@ from targetd.nbd.handshake import Export
 
 from .. import log
 from . import failure_flags, nbd_line
-from .base import CHUNK, BytesLike, Extents, Store, beyond, failure
+from .base import CHUNK, BytesLike, Extents, beyond, failure, pieces
 from .nbd_connection import Connection, Lost
 from .nbd_log import UnflushedChanges
+from .shared_flushes import FlushingStore
 
 #: Commands without data about more bytes than this are split.
 LONGEST_RANGE = 1 << 30
@@ -43,7 +43,7 @@ BUSY = 16
 SECOND_SECONDS = 60.0
 
 
-class NbdStore(Store):
+class NbdStore(FlushingStore):
     """description: also has `multi`, whether the server offers CAN_MULTI_CONN; descriptor: a line
     to the keeper; claim: a memory file on which the processes lock ranges, and in which each has a byte."""
 
@@ -63,10 +63,6 @@ class NbdStore(Store):
         )
         self._is_durable = False  # the keeper has flushed before it gave the connection
         self._place = 0  # byte of the memory file that is 1 while there are unflushed changes
-        # the thread that has taken its one item may flush
-        self._flush_turn: 'queue.Queue[None]' = queue.Queue()
-        self._flush_turn.put(None)
-        self._begun = self._succeeded = 0  # numbers of the latest flushes
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -146,13 +142,10 @@ class NbdStore(Store):
         if (offset | length) % block:
             self._write_in_part(offset, data, durable, block)
             return
-        view, done = memoryview(data), 0
-        while done < length:
-            count = min(length - done, self._longest())
-            self._change(
-                numbers.CMD_WRITE, 0, offset + done, count, view[done : done + count], durable
-            )
-            done += count
+        view = memoryview(data)
+        for start, count in pieces(offset, length, self._longest()):
+            part = view[start - offset : start - offset + count]
+            self._change(numbers.CMD_WRITE, 0, start, count, part, durable)
 
     def _longest(self):
         return min(LONGEST_DATA, self._connection().export.maximum)
@@ -174,18 +167,16 @@ class NbdStore(Store):
         offset += -offset % export.minimum
         zeroes = numbers.CMD_WRITE_ZEROES, numbers.FLAG_FAST_ZERO
         is_fast = bool(export.flags & numbers.SEND_FAST_ZERO)
-        while offset < end:
-            count = min(end - offset, LONGEST_RANGE)
+        for start, count in pieces(offset, end - offset, LONGEST_RANGE):
             try:
                 if is_fast:
-                    self._change(zeroes[0], zeroes[1], offset, count, None, False)
+                    self._change(zeroes[0], zeroes[1], start, count, None, False)
             except OSError as e:
                 if e.errno != errno.EOPNOTSUPP:
                     raise
                 is_fast = False
             if not is_fast and export.flags & numbers.SEND_TRIM:
-                self._change(numbers.CMD_TRIM, 0, offset, count, None, False)
-            offset += count
+                self._change(numbers.CMD_TRIM, 0, start, count, None, False)
 
     def write_zeroes(self, offset: int, length: int, may_unmap: bool) -> None:
         self._check_range(offset, length)
@@ -194,17 +185,12 @@ class NbdStore(Store):
             self._put_zeroes(offset, length)
             return
         flags = 0 if may_unmap else numbers.FLAG_NO_HOLE
-        done = 0
-        while done < length:
-            count = min(length - done, LONGEST_RANGE)
-            self._change(numbers.CMD_WRITE_ZEROES, flags, offset + done, count, None, False)
-            done += count
+        for start, count in pieces(offset, length, LONGEST_RANGE):
+            self._change(numbers.CMD_WRITE_ZEROES, flags, start, count, None, False)
 
     def _put_zeroes(self, offset, length):
-        while length > 0:
-            count = min(length, CHUNK)
-            self.write(offset, bytes(count), False)
-            offset, length = offset + count, length - count
+        for start, count in pieces(offset, length, CHUNK):
+            self.write(start, bytes(count), False)
 
     def _change(self, command, flags, offset, length, data, durable):
         """Do a change; remember it until it is durable."""
@@ -233,21 +219,10 @@ class NbdStore(Store):
     # -- flushing ----------------------------------------------------------------------------------
 
     def flush(self, offset: int, length: int) -> None:
-        """One thread at a time flushes, for all that wait, as in posix."""
-        if self.read_only:
-            return
-        wanted = self._begun + 1
-        self._flush_turn.get()
-        try:
-            if self.lost:
-                raise failure(self.lost, self.path)
-            if self._succeeded < wanted:
-                self._flush_now()
-        finally:
-            self._flush_turn.put(None)
+        if not self.read_only:
+            super(NbdStore, self).flush(offset, length)
 
-    def _flush_now(self):
-        self._begun = number = self._begun + 1
+    def _flush_medium(self):
         mark = self._changes.mark()
         try:
             self._call(numbers.CMD_FLUSH, 0, 0, 0)
@@ -258,7 +233,6 @@ class NbdStore(Store):
             raise
         self._require_not_lost()
         self._changes.forget(mark)
-        self._succeeded = number
 
     def _set_dirty(self, is_dirty):
         if self.claim is not None:

@@ -8,13 +8,13 @@ os.pread, which may wait, 0.5, a probe of one byte before os.pread 1.1.
 
 import errno
 import os
-import queue
 from typing import Any, Callable, Dict, Optional
 
 from .. import compat
 from . import failure_flags, linux
-from .base import CHUNK, INLINE_WRITE_LIMIT, BytesLike, Store, beyond, failure
+from .base import CHUNK, INLINE_WRITE_LIMIT, BytesLike, Store, beyond, failure, pieces
 from .direct import DirectAccess
+from .shared_flushes import FlushingStore
 
 _pwrite = os.pwrite
 
@@ -41,7 +41,7 @@ def supports_nowait(descriptor: int) -> bool:
     return True
 
 
-class PosixStore(Store):
+class PosixStore(FlushingStore):
     """A store on a descriptor, which it owns; through the page cache, or bypassing it (`direct`)."""
 
     inline_write_limit = INLINE_WRITE_LIMIT
@@ -51,10 +51,6 @@ class PosixStore(Store):
         self._flag = description.get('flag') or failure_flags.NO_FLAG
         self._is_shared = bool(description.get('is_shared'))
         self._ends_doubt = bool(description.get('ends_doubt'))
-        # the thread that has taken its one item may flush
-        self._flush_turn: Any = getattr(queue, 'SimpleQueue', queue.Queue)()
-        self._flush_turn.put(None)
-        self._begun = self._succeeded = 0  # numbers of the latest flushes
         if self.direct:
             access = DirectAccess(descriptor, description.get('direct_alignment') or 4096)
             self._replace_verb('read', access.read)
@@ -150,37 +146,18 @@ class PosixStore(Store):
         self._put(offset, data)
         self.flush(offset, len(data))
 
-    def flush(self, offset: int, length: int) -> None:
-        """One thread at a time flushes, for all that wait. A flush that began before this call does
-        not count, because it need not include the caller's data. After a failed flush every waiting
-        call fails (invariant 4 of base)."""
-        wanted = self._begun + 1
-        self._flush_turn.get()
-        try:
-            if self.lost:
-                raise failure(self.lost, self.path)
-            if self._succeeded < wanted:
-                self._flush_now()
-        finally:
-            self._flush_turn.put(None)
-
-    def _flush_now(self):
-        self._begun = number = self._begun + 1
+    def _flush_medium(self):
         try:
             failure_flags.sync(self.descriptor, self._flag, self._is_shared, self._ends_doubt)
         except OSError as e:
             if e.errno not in failure_flags.HARMLESS:
                 self.lost = e.errno
             raise
-        self._succeeded = number
 
     def _put_zeroes(self, offset, length):
         zeroes = memoryview(bytes(min(length, CHUNK)))
-        while length > 0:
-            count = min(length, CHUNK)
-            self._put(offset, zeroes[:count])
-            offset += count
-            length -= count
+        for start, count in pieces(offset, length, CHUNK):
+            self._put(start, zeroes[:count])
 
     def _check_range(self, offset, length):
         if offset < 0 or length < 0 or offset + length > self.size:

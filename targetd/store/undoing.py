@@ -25,7 +25,7 @@ from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Optional
 
 from .. import log
 from . import undo_records
-from .base import BytesLike, Store, beyond
+from .base import BytesLike, Store, beyond, pieces
 from .file import FileStore
 from .filters import Filter
 from .range_locks import LockedRanges, RangeLocks
@@ -187,7 +187,7 @@ class Undoable(Filter):
     def _of_extents(self, extents):
         for offset, length, is_mapped in extents:
             if is_mapped:
-                for pack in self._of_pieces(_pieces(offset, length)):
+                for pack in self._of_pieces(pieces(offset, length, PIECE)):
                     yield pack
             else:
                 yield functools.partial(undo_records.pack_zeroes, offset, length)
@@ -301,8 +301,3 @@ class _Recorded(object):
 
     def __exit__(self, *failure):
         self._locked.__exit__()
-
-
-def _pieces(offset, length):
-    for start in range(offset, offset + length, PIECE):
-        yield start, min(PIECE, offset + length - start)
