@@ -36,6 +36,19 @@ login() { iscsiadm -m node -T "$1" -p 127.0.0.1:3260 --login; }
 logout() { iscsiadm -m node -T "$1" -p 127.0.0.1:3260 --logout; }
 setting() { iscsiadm -m node -T "$1" -p 127.0.0.1:3260 --op update -n "$2" -v "$3"; }
 
+serve_and_login() { # target: targetd with the configuration of the job, and a session with this target
+    start_targetd /job/targetd.conf
+    start_iscsid
+    discover > /dev/null
+    login "$1"
+}
+
+control() { (cd / && python3 -m targetd.admin.cli -s /run/targetd.sock "$@"); }
+eventually() { # seconds, a command that must succeed in that time
+    for _ in $(seq $((10 * $1))); do if "${@:2}" > /dev/null 2>&1; then return 0; fi; sleep 0.1; done
+    echo "not within $1 s: ${*:2}"; "${@:2}"
+}
+
 discover_twice() { # as two initiators: iqn.2024-01.guest:initiator and iqn.2024-01.guest:second
     iscsiadm -m iface -I second -o new
     iscsiadm -m iface -I second -o update -n iface.initiatorname -v iqn.2024-01.guest:second

@@ -6,15 +6,7 @@ seq 1 300000 > /tmp/hello.txt
 echo second > /tmp/other.txt
 python3 /src/tests/iso.py /tmp/first.iso FIRST /tmp/hello.txt
 python3 /src/tests/iso.py /tmp/second.iso SECOND /tmp/hello.txt /tmp/other.txt
-start_targetd /job/targetd.conf
-start_iscsid
-discover > /dev/null
-login $target
-control() { (cd / && python3 -m targetd.admin.cli -s /run/targetd.sock "$@"); }
-within() { # seconds, a command that must succeed in that time
-    for _ in $(seq $((10 * $1))); do if "${@:2}" > /dev/null 2>&1; then return 0; fi; sleep 0.1; done
-    echo "not within $1 s: ${*:2}"; "${@:2}"
-}
+serve_and_login $target
 tray() { # as eject(1): unlock, then the ioctl of the driver, which returns the status of a command that failed
     python3 -c "import fcntl, os; fd = os.open('$cd', os.O_RDONLY | os.O_NONBLOCK); fcntl.ioctl(fd, 0x5329, 0); exit(fcntl.ioctl(fd, $1))"
 }
@@ -23,14 +15,14 @@ label() { [ "$(blkid -p -o value -s LABEL "$cd")" = "$1" ]; }
 
 say "the kernel's driver"
 modprobe sr_mod
-within 30 test -b /dev/sr0
+eventually 30 test -b /dev/sr0
 cd=/dev/sr0
 dmesg | grep -q 'sr 0:0:0:0: Power-on\|sr0: .*drive' || dmesg | tail -n 5
 [ "$(cat /sys/block/sr0/size)" = "$(($(stat -c %s /tmp/first.iso) / 512))" ]
 [ "$(cat /sys/block/sr0/removable /sys/block/sr0/queue/logical_block_size)" = "$(printf '1\n2048')" ]
 grep -q 'Can play audio:.*0\|Can read DVD:.*1' /proc/sys/dev/cdrom/info
 cmp "$cd" /tmp/first.iso
-within 10 label FIRST
+eventually 10 label FIRST
 
 say "a file of the image; a host that does not answer the request keeps its medium"
 mkdir -p /mnt/cd
@@ -43,7 +35,7 @@ umount /mnt/cd
 say "another medium, without a new login"
 echo 2000 > /sys/module/block/parameters/events_dfl_poll_msecs   # as the rules of udev have it after a boot
 control medium $target/0 /tmp/second.iso
-within 20 label SECOND
+eventually 20 label SECOND
 cmp $cd /tmp/second.iso
 mount -t iso9660 -o ro $cd /mnt/cd
 [ "$(cat /mnt/cd/other.txt)" = second ]
@@ -51,13 +43,13 @@ umount /mnt/cd
 
 say "eject and load, by the initiator and by the administrator"
 tray 0x5309                                   # CDROMEJECT
-within 20 is_empty
+eventually 20 is_empty
 tray 0x5319                                   # CDROMCLOSETRAY
-within 20 label SECOND
+eventually 20 label SECOND
 control medium $target/0 none
-within 20 is_empty
+eventually 20 is_empty
 control medium $target/0 /tmp/first.iso
-within 20 label FIRST
+eventually 20 label FIRST
 cmp $cd /tmp/first.iso
 
 say "sg3_utils"
@@ -71,7 +63,7 @@ if sg_dd if=/dev/zero of=$cd bs=2048 count=1 2> /tmp/out; then echo "a drive was
 sg_vpd -p sn $cd > /tmp/serial
 logout $target
 login $target
-within 30 test -b $cd
+eventually 30 test -b $cd
 sg_vpd -p sn $cd | cmp - /tmp/serial
 cmp $cd /tmp/first.iso
 logout $target
