@@ -80,8 +80,21 @@ def test_s6(system):
     system.must('s6-svc -x /etc/s6/sv/targetd')
 
 
-OCF = 'OCF_ROOT=/usr/lib/ocf /usr/lib/ocf/resource.d/targetd/targetd '
+AGENT = '/usr/lib/ocf/resource.d/targetd/targetd'
+OCF = 'OCF_ROOT=/usr/lib/ocf %s ' % AGENT
 CLUSTER = 'iqn.2026-11.test.targetd:cluster'
+
+
+@pytest.fixture(scope='module')
+def agent(system):
+    """The path of the resource agent, which is installed with what Pacemaker's agents share."""
+    system.must('apt-get install -q -y --no-install-recommends libxml2-utils')
+    (package,) = glob.glob('%s%s/resource-agents_*' % (system.root, ARCHIVES))
+    system.must(
+        "dpkg -x '%s' /opt/agents && cp -a /opt/agents/usr/. /usr" % package[len(system.root) :]
+    )
+    put_init(system, 'ocf/targetd', AGENT)
+    return AGENT
 
 
 def ocf(system, action, level='0', **parameters):
@@ -108,13 +121,7 @@ def live_changes_end(system, target, lun):
     assert ocf(system, 'monitor', level='10', **lun)[0] == 0, system.transcript
 
 
-def test_the_ocf_agent(system):
-    system.must('apt-get install -q -y --no-install-recommends libxml2-utils')
-    (package,) = glob.glob('%s%s/resource-agents_*' % (system.root, ARCHIVES))
-    system.must(
-        "dpkg -x '%s' /opt/agents && cp -a /opt/agents/usr/. /usr" % package[len(system.root) :]
-    )
-    put_init(system, 'ocf/targetd', '/usr/lib/ocf/resource.d/targetd/targetd')
+def test_the_ocf_agent(system, agent):
     system.must("sed -i '1i include = /run/targetd-cluster/*.conf' /etc/targetd.conf")
     target = {'iqn': CLUSTER, 'allowed_addresses': '127.0.0.1 10.0.0.0/8'}
     lun = {
@@ -123,7 +130,6 @@ def test_the_ocf_agent(system):
         'path': '/srv/cluster.img',
         'additional_parameters': 'size=8M thin=yes',
     }
-    agent = '/usr/lib/ocf/resource.d/targetd/targetd'
     # Pacemaker's own checks: every action, twice, the metadata, a wrong action
     tester = 'ocf-tester -n disk -o iqn=%s -o allowed_addresses=ALL %s' % (CLUSTER, agent)
     assert 'passed all tests' in system.must(tester, 300)
@@ -194,13 +200,7 @@ def test_openrc(system):
 ROLE = 'iqn.2026-11.test.targetd:role'
 
 
-def test_the_ocf_agent_promotes_and_demotes_a_target(system):
-    system.must('apt-get install -q -y --no-install-recommends libxml2-utils')
-    (package,) = glob.glob('%s%s/resource-agents_*' % (system.root, ARCHIVES))
-    system.must(
-        "dpkg -x '%s' /opt/agents && cp -a /opt/agents/usr/. /usr" % package[len(system.root) :]
-    )
-    put_init(system, 'ocf/targetd', '/usr/lib/ocf/resource.d/targetd/targetd')
+def test_the_ocf_agent_promotes_and_demotes_a_target(system, agent):
     system.must('mkdir -p /srv/state')
     lines = (
         '[target %s]' % ROLE,
@@ -215,10 +215,8 @@ def test_the_ocf_agent_promotes_and_demotes_a_target(system):
         "printf '%s\\n' " + ' '.join("'%s'" % line for line in lines) + ' >>/etc/targetd.conf'
     )
     target = {'iqn': ROLE, 'promotable': 'yes'}
-    tester = (
-        'ocf-tester -n disk -o iqn=%s -o promotable=yes /usr/lib/ocf/resource.d/targetd/targetd'
-    )
-    assert 'passed all tests' in system.must(tester % ROLE, 300)
+    tester = 'ocf-tester -n disk -o iqn=%s -o promotable=yes %s' % (ROLE, agent)
+    assert 'passed all tests' in system.must(tester, 300)
     assert ocf(system, 'start', **target)[0] == 0, system.transcript
     assert ocf(system, 'monitor', **target)[0] == 0
     assert ocf(system, 'promote', **target)[0] == 0, system.transcript
