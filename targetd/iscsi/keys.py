@@ -240,33 +240,20 @@ def _declared(name, clause, senders, stages, help, values=None, default=None, le
 
 
 def _authentication(name, clause, help):
+    return _word(name, clause, 'S', AUTHENTICATION, help)
+
+
+def _obsolete(name, result):
+    return _word(name, '13.25', 'O', result, 'Obsolete.')
+
+
+def _word(name, clause, stages, result, help):
     return TextKey(
         name,
         clause,
         TEXT,
         'IT',
-        'S',
-        CONNECTION,
-        AUTHENTICATION,
-        None,
-        None,
-        None,
-        None,
-        False,
-        False,
-        None,
-        None,
-        help,
-    )
-
-
-def _obsolete(name, result):
-    return TextKey(
-        name,
-        '13.25',
-        TEXT,
-        'IT',
-        'O',
+        stages,
         CONNECTION,
         result,
         None,
@@ -277,7 +264,7 @@ def _obsolete(name, result):
         False,
         None,
         None,
-        'Obsolete.',
+        help,
     )
 
 
