@@ -91,6 +91,8 @@ worker -> master
              medium does not answer: its name, LBA or null, age; commands 0: there are none any more
   report fence-over   unit                                no aborted command can write the unit any
              more
+  report attention    unit, asc, ascq                     a real device has established this unit attention
+             condition: the other nexuses have it too
   report copy-left    unit                                a unit that `copy-reach` returned is no
              longer used; once for each copy-reach
   report note         unit, kind, note                    an event that all nexuses must know: see

@@ -191,8 +191,9 @@ TABLE = (
                         Argument('lun', 'number', False, 'only for this LUN')]),
     command('disks', 'list the disks of this host and what uses them',
              'Disks that can be written as backing-store: their persistent names, their contents '
-             '(if you are root) and their users on this host; then the disk images that the server '
-             'serves. With files: these only, images (VHDX, VHD, VMDK, qcow2, VDI) with their format, the '
+             '(if you are root) and their users on this host; the tape drives, medium changers and '
+             'other SCSI devices that type = passthrough serves; then the disk images that the server serves.'
+             ' With files: these only, images (VHDX, VHD, VMDK, qcow2, VDI) with their format, the '
              'size of the disk in them and the bytes that are allocated. The server need not be running.',
              arguments=[Argument('files', 'texts', False, 'files to describe instead of the disks')],
              columns=columns(('path', 'PATH'), ('size', 'SIZE', 'bytes'), ('model', 'MODEL'),

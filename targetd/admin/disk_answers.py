@@ -1,6 +1,6 @@
 """The answer to `disks`: the disks of this host, and disk images of other programs (VHDX, VHD, VMDK, …).
 
-May import base, host (disks, image_formats, image_info, in_use, signatures) and admin.
+May import base, host (disks, image_formats, image_info, in_use, sg_nodes, signatures) and admin.
 """
 
 import os
@@ -8,7 +8,7 @@ import stat
 
 from targetd.admin.protocol import default_socket, send_request
 from targetd.errors import StoreError, TargetdError
-from targetd.host import disks, image_formats, image_info, in_use, signatures
+from targetd.host import disks, image_formats, image_info, in_use, sg_nodes, signatures
 
 
 def answer_disks(parsed):
@@ -26,7 +26,31 @@ def answer_disks(parsed):
         row['contents'] = contents(disk.path)
         row['backing_store'] = disks.persistent_name(disk)
         rows.append(row)
-    return {'ok': True, 'rows': rows + _images_of(parsed.socket or default_socket())}
+    return {
+        'ok': True,
+        'rows': rows + _other_devices() + _images_of(parsed.socket or default_socket()),
+    }
+
+
+def _other_devices():
+    """Rows like those of disks for tape drives, changers, …, which type = passthrough can serve."""
+    rows = []
+    for device in sg_nodes.list_devices():
+        what = sg_nodes.TYPES.get(device.device_type, 'type %02Xh' % device.device_type)
+        rows.append(
+            {
+                'path': device.node,
+                'size': device.size,
+                'model': ('%s %s' % (device.vendor, device.model)).strip(),
+                'serial': device.serial,
+                'wwn': device.wwn,
+                'transport': what,
+                'backing_store': sg_nodes.persistent_name(device),
+                'contents': [],
+                'used_by': [],
+            }
+        )
+    return rows
 
 
 def _images_of(socket):

@@ -191,6 +191,8 @@ def _lun(lun):
         for word, holds in (
             ('in a CD or DVD drive', lun.type == 'cd'),
             ('in a tape drive', lun.type == 'tape'),
+            ('a real SCSI device', lun.type == 'passthrough'),
+            ('every command is forwarded', not lun.command_filter),
             ('read-only', lun.type != 'cd' and lun.readonly or lun.state == 'read-only'),
             ('OFFLINE', lun.state == 'offline'),
             ('thin', lun.thin),

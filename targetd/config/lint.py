@@ -18,7 +18,7 @@ from targetd.iscsi import names
 QUEUE, PATIENCE_SECONDS = 128, 30
 SHORTEST_SECRET, LONGEST_SECRET = 12, 16  # bytes that the Windows initiator accepts without IPsec
 UNSTABLE = re.compile(
-    '/dev/(sd[a-z]+|hd[a-z]|vd[a-z]+|xvd[a-z]+|nvme[0-9]+n[0-9]+|mmcblk[0-9]+)p?[0-9]*$'
+    '/dev/(sd[a-z]+|hd[a-z]|vd[a-z]+|xvd[a-z]+|nvme[0-9]+n[0-9]+|mmcblk[0-9]+|sg|sr|n?st)p?[0-9]*$'
 )
 
 
@@ -181,7 +181,8 @@ def _luns(configuration, target):
                 _warning(
                     configuration,
                     ('lun', target.name, number),
-                    '%s may refer to another disk after a boot' % lun.backing_store,
+                    '%s may refer to another %s after a boot'
+                    % (lun.backing_store, 'device' if lun.type == 'passthrough' else 'disk'),
                     'write /dev/disk/by-id/..., serial: or wwn:',
                 )
             )

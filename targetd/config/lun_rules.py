@@ -22,6 +22,7 @@ def contradictions(lun, stores, unusable):
         _store_and_type(lun, stores, unusable)
         + _drive(lun, stores)
         + _tape(lun)
+        + _passthrough(lun, stores)
         + _unit_state(lun)
         + _nbd(lun, stores)
         + (of_image(lun, lun.type) if lun.type in IMAGES else [])
@@ -63,7 +64,8 @@ DRIVES = {'cd': OPTICAL, 'tape': TAPE}
 
 def with_type(lun):
     """The Lun with the values that its type implies."""
-    return lun._replace(**DRIVES.get(lun.type, {}))
+    implied = PASSTHROUGH if lun.type == 'passthrough' else DRIVES.get(lun.type, {})
+    return lun._replace(**implied)
 
 
 def _drive(lun, stores):
@@ -84,6 +86,72 @@ def _drive(lun, stores):
     return [
         (setting, 'a lun of type %s cannot have %s' % (lun.type, setting), 'remove %s' % setting)
         for setting, is_written in refused
+        if is_written
+    ]
+
+
+#: What a real SCSI device is, whatever the configuration says: its initiators see all of that in the device.
+PASSTHROUGH = dict(third_party_copy=False)
+
+
+def _passthrough(lun, stores):
+    """Settings that a real SCSI device cannot have."""
+    if lun.type != 'passthrough':
+        text = 'a lun of type %s has no commands of a real device' % lun.type
+        return [
+            (setting, text, 'remove ' + setting)
+            for setting, is_written in (
+                ('command-filter', not lun.command_filter),
+                ('device-reset', lun.device_reset),
+            )
+            if is_written
+        ]
+    own = 'the device has its own'
+    blocks = 'targetd does not see its blocks'
+    refused = (
+        ('direct-store', 'direct-store' in stores, 'write backing-store in place of it'),
+        ('size', lun.size is not None, own),
+        ('thin', lun.thin, own),
+        ('block-size', lun.block_size is not None, own),
+        ('physical-block-size', lun.physical_block_size is not None, own),
+        ('lowest-aligned-block', bool(lun.lowest_aligned_block), own),
+        ('removable', lun.removable, own),
+        ('rotation-rate', lun.rotation_rate is not None, own),
+        ('optimal-transfer-length', lun.optimal_transfer_length is not None, own),
+        ('optimal-transfer-granularity', lun.optimal_transfer_granularity is not None, own),
+        ('vendor-id', bool(lun.vendor_id), own),
+        ('product-id', bool(lun.product_id), own),
+        ('product-rev', bool(lun.product_rev), own),
+        ('scsi-sn', bool(lun.scsi_sn), own),
+        ('naa', bool(lun.naa), own),
+        ('eui', bool(lun.eui), own),
+        ('t10', bool(lun.t10), own),
+        ('scsi-name', bool(lun.scsi_name), own),
+        ('vendor-specific', bool(lun.vendor_specific), own),
+        ('management-url', bool(lun.management_url), own),
+        ('mode-page', bool(lun.mode_page), own),
+        (
+            'write-cache',
+            not lun.write_cache,
+            'the initiator sets that of the device (mode page 08h)',
+        ),
+        ('sense-format', lun.sense_format != 'fixed', 'the initiator sets that of the device'),
+        ('direct-io', lun.direct_io, 'no page cache is used'),
+        ('atomic-writes', lun.atomic_writes, blocks),
+        ('encryption-key-file', bool(lun.encryption_key_file), blocks),
+        ('guard', bool(lun.guard), blocks),
+        ('filter', bool(lun.filter), blocks),
+        ('unit-state', bool(lun.unit_state), 'the state would be beside its data'),
+        ('health-interval', bool(lun.health_interval), 'initiators ask the device (LOG SENSE)'),
+        ('spin-down', bool(lun.spin_down), 'initiators stop the device (START STOP UNIT)'),
+    )
+    return [
+        (
+            setting,
+            'a lun of type passthrough cannot have %s: %s' % (setting, why),
+            'remove %s' % setting,
+        )
+        for setting, is_written, why in refused
         if is_written
     ]
 

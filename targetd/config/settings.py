@@ -426,14 +426,15 @@ LUN = (
          'the disk itself.',
          example='serial:WD-WCC4E1', shared=False),
     _lun('type',
-         kinds.Choice('auto', 'file', 'block', 'ram', 'null', 'cd', 'tape', 'vhdx', 'vhd', 'vmdk', 'qcow2',
-                      'vdi'),
+         kinds.Choice('auto', 'file', 'block', 'ram', 'null', 'cd', 'tape', 'passthrough', 'vhdx', 'vhd',
+                      'vmdk', 'qcow2', 'vdi'),
          'auto', NEEDS_LOGOUT,
          'Type of the store; auto detects a file, a disk, or a disk image of another program by its '
          'signature; vhdx, vhd, vmdk, qcow2, vdi: such an image, through qemu-nbd. '
          'cd: a CD or DVD drive with an image (an ISO file), from which '
-         'Windows and Linux install. tape: a tape drive with a tape in a file. ram (memory, lost when '
-         'targetd stops) and null (reads zeroes, discards writes) are for tests.',
+         'Windows and Linux install. tape: a tape drive with a tape in a file. passthrough: a real SCSI '
+         'device with its own commands: a disk, tape drive, medium changer or optical drive. ram '
+         '(memory, lost when targetd stops) and null (reads zeroes, discards writes) are for tests.',
          'A disk image needs Debian\'s package qemu-utils. What a file was when it was first served, it '
          'stays, whatever an initiator writes; file or block serves the bytes of an image as they are. '
          'Its size cannot change while it is served, and only qcow2 releases blocks (thin). '
@@ -441,7 +442,19 @@ LUN = (
          'initiator can eject and load the image, and "targetdctl medium" loads another one while it is '
          'logged in. An image that an initiator has locked stays in the drive until it allows the removal. '
          'A tape drive is used by one session at a time, and "targetdctl medium" puts another tape into it. '
-         'Its file is sparse, and has a format of its own; a file of zeroes is a blank tape.'),
+         'Its file is sparse, and has a format of its own; a file of zeroes is a blank tape. '
+         'With passthrough, the backing-store is any node of the device (/dev/sg3, /dev/tape/by-id/…, '
+         '/dev/sdb), or serial: or wwn:. Section PASSTHROUGH describes what is forwarded to it.'),
+    _lun('command-filter', kinds.Flag(), True, NEEDS_LOGOUT,
+         'on: only commands that are harmless for its type are forwarded to a real SCSI device; off: all.',
+         'What is refused changes firmware, is vendor-specific, or reaches other devices (WRITE BUFFER, SEND '
+         'DIAGNOSTIC, ATA PASS-THROUGH, SANITIZE, EXTENDED COPY, …). Off is for hosts that you trust as '
+         'much as this one: firmware updates, smartctl on SATA disks. For type = passthrough only.'),
+    _lun('device-reset', kinds.Flag(), False, LIVE,
+         'on: LOGICAL UNIT RESET and target resets of an initiator also reset a real SCSI device, which ends '
+         'the commands of other hosts that are connected to it; off: commands of the initiators are aborted '
+         'only.',
+         'Neither the bus nor other devices are reset. For type = passthrough only.'),
     _lun('early-warning', kinds.Size(1 << 20, 1 << 50), None, NEEDS_LOGOUT,
          'How long before its end a tape warns the initiator, which then writes what it has left and asks '
          'for the next tape.',

@@ -21,8 +21,9 @@ FORMER = {
     'lun': 'write a section [[lun N]]',
     'online': 'write state = offline in the target',
     'path': 'write backing-store = PATH',
-    'device-type': 'write type = cd for a CD or DVD drive, type = tape for a tape drive, or remove it',
-    'bs-type': 'write type = file, block, ram or null, or remove it',
+    'device-type': 'write type = cd for a CD or DVD drive, type = tape for a tape drive, type = passthrough '
+    'for pt, or remove it',
+    'bs-type': 'write type = file, block, ram or null, type = passthrough for sg, or remove it',
     'bsopts': 'remove it',
     'bsoflags': 'write direct-io = yes instead of direct, write-cache = off instead of sync',
     'lbppbe': 'write physical-block-size in bytes (lbppbe 3 with blocks of 512 bytes is 4096)',

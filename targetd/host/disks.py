@@ -133,7 +133,8 @@ def _usb_serial(directory):
     return ''
 
 
-def _serial(directory, udev):
+def serial_of(directory, udev):
+    """The serial number of the device of a directory in /sys/class, or ''. udev: its udev properties."""
     return (
         _page_80(directory)
         or _printable(read_text(directory, 'serial'))
@@ -144,7 +145,8 @@ def _serial(directory, udev):
     )
 
 
-def _wwn(directory, udev):
+def wwn_of(directory, udev):
+    """Its WWN, as the kernel writes it ('naa.…'), or ''."""
     for candidate in (
         read_text(directory, 'device', 'wwid'),
         read_text(directory, 'wwid'),
@@ -202,8 +204,8 @@ def describe_name(name, roots=ROOTS):
         revision=_printable(
             read_text(directory, 'device', 'rev') or read_text(directory, 'device', 'firmware_rev')
         ),
-        serial=_serial(directory, udev),
-        wwn=_wwn(directory, udev),
+        serial=serial_of(directory, udev),
+        wwn=wwn_of(directory, udev),
         rotational=_flag(directory, 'queue', 'rotational'),
         transport=_transport(directory),
         removable=bool(_flag(directory, 'removable')),
@@ -274,7 +276,7 @@ def _folded(text):
     return re.sub(r'[\s_]+', ' ', text).strip().lower()
 
 
-def _bare_wwn(text):
+def bare_wwn(text):
     return (
         re.sub(r'^(naa\.|eui\.|wwn-|nvme\.|uuid\.)?(0x)?', '', text.strip().lower())
         .replace('-', '')
@@ -322,7 +324,7 @@ def _matches(disk, key, value, roots):
     if key == 'serial':
         return _has_serial(disk, value, () if disk.serial else _links(disk.name, roots))
     if key == 'wwn':
-        return bool(disk.wwn) and _bare_wwn(disk.wwn) == _bare_wwn(value)
+        return bool(disk.wwn) and bare_wwn(disk.wwn) == bare_wwn(value)
     if key == 'model':
         return bool(disk.model) and (
             _folded(disk.model).startswith(_folded(value))

@@ -12,7 +12,7 @@ import stat
 
 
 class Roots(object):
-    """The five directories, and the two queries that need a device node."""
+    """The five directories, and the queries that need a device node."""
 
     def __init__(self, sys='/sys', dev='/dev', proc='/proc', run='/run', etc='/etc'):
         self.sys = sys
@@ -23,13 +23,11 @@ class Roots(object):
 
     def device_number(self, path):
         """Returns 'major:minor' of the block device at `path`, or None if `path` is not one."""
-        try:
-            status = os.stat(path)
-        except OSError:
-            return None
-        if not stat.S_ISBLK(status.st_mode):
-            return None
-        return '%d:%d' % (os.major(status.st_rdev), os.minor(status.st_rdev))
+        return _number(path, stat.S_ISBLK)
+
+    def character_number(self, path):
+        """Returns 'major:minor' of the character device at `path`, or None if `path` is not one."""
+        return _number(path, stat.S_ISCHR)
 
     def is_busy(self, path):
         """True if the kernel or a process holds the block device exclusively: it is mounted, a
@@ -49,6 +47,16 @@ class Roots(object):
         """Returns the device node of a kernel name; '!' replaces '/' in kernel names ('cciss!c0d0'
         is /dev/cciss/c0d0)."""
         return os.path.join(self.dev, name.replace('!', '/'))
+
+
+def _number(path, is_wanted):
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    if not is_wanted(status.st_mode):
+        return None
+    return '%d:%d' % (os.major(status.st_rdev), os.minor(status.st_rdev))
 
 
 ROOTS = Roots()

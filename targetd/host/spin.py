@@ -8,22 +8,17 @@ Before a disk is stopped, `allow_restart` of its driver is set: then Linux itsel
 access of which targetd does not know, instead of reporting an error. SATA disks do that by themselves.
 """
 
-import ctypes
 import errno
-import fcntl
 import os
-import struct
 import time
 from collections import namedtuple
 
+from targetd import sg_io
 from targetd.errors import StoreError
 from targetd.host.beneath import disks_beneath
 from targetd.host.in_use import HostTables
 from targetd.host.roots import ROOTS, kernel_name, listing, partitions, read_text, whole_disk
 
-SG_GET_VERSION_NUM, SG_IO = 0x2282, 0x2285  # ioctls of <scsi/sg.h>
-SG_DXFER_NONE = -1
-SENSE_BYTES = 64
 CHECK_CONDITION = 2
 NOT_READY, UNIT_ATTENTION, ABORTED_COMMAND = 2, 6, 11
 COMMAND_SECONDS = 40
@@ -34,36 +29,6 @@ ATTENTIONS = 4  # so many times a command is sent again that ended with a unit a
 #: The state of the block layer's counters: completed: numbers of requests and sectors, which change with
 #: every access; in_flight: requests that are not complete.
 Accesses = namedtuple('Accesses', 'completed in_flight')
-
-#: The header of SG_IO, struct sg_io_hdr.
-_FIELDS = [
-    ('interface_id', ctypes.c_int),
-    ('dxfer_direction', ctypes.c_int),
-    ('cmd_len', ctypes.c_ubyte),
-    ('mx_sb_len', ctypes.c_ubyte),
-    ('iovec_count', ctypes.c_ushort),
-    ('dxfer_len', ctypes.c_uint),
-    ('dxferp', ctypes.c_void_p),
-    ('cmdp', ctypes.c_void_p),
-    ('sbp', ctypes.c_void_p),
-    ('timeout', ctypes.c_uint),
-    ('flags', ctypes.c_uint),
-    ('pack_id', ctypes.c_int),
-    ('usr_ptr', ctypes.c_void_p),
-    ('status', ctypes.c_ubyte),
-    ('masked_status', ctypes.c_ubyte),
-    ('msg_status', ctypes.c_ubyte),
-    ('sb_len_wr', ctypes.c_ubyte),
-    ('host_status', ctypes.c_ushort),
-    ('driver_status', ctypes.c_ushort),
-    ('resid', ctypes.c_int),
-    ('duration', ctypes.c_uint),
-    ('info', ctypes.c_uint),
-]
-
-
-class _Header(ctypes.Structure):
-    _fields_ = _FIELDS
 
 
 class Refused(Exception):
@@ -108,7 +73,7 @@ def _run(descriptor, cdb, send):
         status, sense = (send or _send)(descriptor, cdb)
         if status == 0:
             return
-        key, asc, ascq = parse_sense(sense)
+        key, asc, ascq = sg_io.parse_sense(sense)
         if status != CHECK_CONDITION or key not in (UNIT_ATTENTION, ABORTED_COMMAND):
             break
     if status != CHECK_CONDITION:
@@ -117,41 +82,12 @@ def _run(descriptor, cdb, send):
     raise Refused(text, key)
 
 
-def parse_sense(sense):
-    """(sense key, ASC, ASCQ) of sense data in fixed or descriptor format (SPC-4 4.5); zeroes if there is
-    none."""
-    padded = bytes(sense) + bytes(14)
-    if padded[0] & 0x7F in (0x72, 0x73):
-        return padded[1] & 15, padded[2], padded[3]
-    return padded[2] & 15, padded[12], padded[13]
-
-
 def _send(descriptor, cdb):
     """(status, sense data) of a command without data. Raises OSError."""
-    command = ctypes.create_string_buffer(cdb, len(cdb))
-    sense = ctypes.create_string_buffer(SENSE_BYTES)
-    header = _Header(
-        interface_id=ord('S'),
-        dxfer_direction=SG_DXFER_NONE,
-        cmd_len=len(cdb),
-        mx_sb_len=SENSE_BYTES,
-        cmdp=ctypes.addressof(command),
-        sbp=ctypes.addressof(sense),
-        timeout=COMMAND_SECONDS * 1000,
-    )
-    fcntl.ioctl(descriptor, SG_IO, header)
-    if header.status == 0 and (header.host_status or header.driver_status & 0x0F):
-        raise OSError(errno.EIO, 'the host adapter reports error %02Xh' % header.host_status)
-    return header.status, sense.raw[: header.sb_len_wr]
-
-
-def has_scsi_commands(descriptor):
-    """True if the device takes SCSI commands by SG_IO."""
-    try:
-        version = fcntl.ioctl(descriptor, SG_GET_VERSION_NUM, struct.pack('=i', 0))
-    except OSError:
-        return False
-    return struct.unpack('=i', version)[0] >= 30000
+    found = sg_io.execute(descriptor, cdb, seconds=COMMAND_SECONDS)
+    if found.status == 0 and (found.host or found.driver):
+        raise OSError(errno.EIO, 'the host adapter reports error %02Xh' % found.host)
+    return found.status, found.sense
 
 
 # -- /sys ------------------------------------------------------------------------------------------

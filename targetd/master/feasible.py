@@ -192,4 +192,5 @@ def sandbox_rules(configuration):
         or any(word.split()[0] == 'trace' for word in lun.filter)
         for lun in luns
     )
-    return sandbox.Rules(not why_not, may_open)
+    may_command = any(lun.type == 'passthrough' for lun in luns)
+    return sandbox.Rules(not why_not, may_open, may_command)

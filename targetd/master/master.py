@@ -165,6 +165,7 @@ class Master(object):
             self.loop, self.admission, self._serve_session, self.workers.send, self.workers.kill
         )
         self.rate_limits = RateLimits(self.state, self.sessions, self.workers.send)
+        self.exports.devices.targets = lambda: self.state.configuration.targets
         self.exports.workers_of = lambda name: [s.worker for s in self.sessions.of_target(name)]
         self.origins = Origins(self.loop, self.state, self.jobs)
         self.admission.evidence_of = self.origins.of_session
@@ -291,6 +292,7 @@ class Master(object):
                 'acknowledge': self.replication.on_acknowledge,
                 'failed': self.replication.on_failed,
                 'note': self.replication.on_note,
+                'attention': self.exports.devices.on_attention,
                 'progress': self.format_sanitize.on_progress,
                 'operated': self.format_sanitize.on_operated,
                 'copy-left': self.copy_guests.on_copy_left,
@@ -322,6 +324,7 @@ class Master(object):
         self.sessions.limit = server.max_sessions
         self.exports.watch.set_interval(server.media_check_interval)
         self.exports.health.reconsider()
+        self.exports.devices.reconsider()
         self.rate_limits.apply()
         self.latency_targets.apply()
         self.units.spin_down.reconsider()

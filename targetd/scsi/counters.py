@@ -36,7 +36,8 @@ _MOST = (1 << 64) - 1
 _MILLISECOND = struct.pack('>II', 3, 1)  # 1 * 10 ** -3 s
 
 #: Functions of scsi.opcodes that count as a READ or a WRITE of task.length bytes.
-_READS, _WRITES = ('sbc.read', 'ssc.read'), ('sbc.write', 'ssc.write')
+_READS = ('sbc.read', 'ssc.read', 'passthrough.read')
+_WRITES = ('sbc.write', 'ssc.write', 'passthrough.write')
 
 
 class Counters(object):

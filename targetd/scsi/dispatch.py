@@ -5,6 +5,8 @@ not allow. The function checks the fields, and sets task.run, and run_blocking a
 if they are needed. It raises CheckCondition or StatusReturned.
 """
 
+from typing import Dict, Optional
+
 from targetd.scsi import (
     atomic_commands,
     buffers,
@@ -14,6 +16,8 @@ from targetd.scsi import (
     mmc,
     mmc_opcodes,
     opcodes,
+    passthrough,
+    passthrough_opcodes,
     provisioning,
     sanitize,
     sbc,
@@ -23,6 +27,7 @@ from targetd.scsi import (
     ssc_opcodes,
 )
 from targetd.scsi.copy import copy_manager, extended_copy, rod_commands
+from targetd.scsi.facts import UnitFacts
 
 _MODULES = (
     atomic_commands,
@@ -33,6 +38,7 @@ _MODULES = (
     identifying,
     logs,
     mmc,
+    passthrough,
     provisioning,
     rod_commands,
     sanitize,
@@ -45,8 +51,17 @@ _BY_NAME = dict((module.__name__.rpartition('.')[2], module) for module in _MODU
 #: {'module.name' of a row: admission function}
 FUNCTIONS = dict(
     (row.function, getattr(_BY_NAME[row.function.split('.')[0]], row.function.split('.')[1]))
-    for row in opcodes.TABLE + mmc_opcodes.TABLE + ssc_opcodes.TABLE
+    for row in opcodes.TABLE + mmc_opcodes.TABLE + ssc_opcodes.TABLE + passthrough_opcodes.TABLE
 )
+
+
+def commands_of(facts: UnitFacts) -> Dict[int, Dict[Optional[int], opcodes.Row]]:
+    """{opcode: {service action or None: Row}} of the commands that a unit with these facts offers."""
+    if facts.passthrough:
+        return passthrough_opcodes.commands_of(facts).rows
+    if facts.optical:
+        return mmc_opcodes.by_opcode(facts)
+    return ssc_opcodes.by_opcode(facts) if facts.tape else opcodes.by_opcode(facts)
 
 
 def refuse_unused_bits(row: opcodes.Row, cdb: bytes) -> None:

@@ -52,6 +52,13 @@ FACTS = (
     ('removable', False, 'RMB: START STOP UNIT can eject, PREVENT ALLOW has effect'),
     ('optical', False, 'an optical drive: peripheral device type 05h, the commands of mmc_opcodes'),
     ('tape', False, 'a tape drive: peripheral device type 01h, the commands of ssc_opcodes'),
+    ('passthrough', False, 'a real SCSI device: the commands of passthrough_opcodes'),
+    ('peripheral_type', 0, 'PERIPHERAL DEVICE TYPE of a real device'),
+    ('inquiry', '', 'standard INQUIRY data of a real device, hex digits'),
+    ('vital_pages', '',
+     "VPD pages of a real device, separated by blanks: 'PP:' and the hex digits of the whole page"),
+    ('transfer_block', 0, 'block length of the READ and WRITE commands of a real disk; 0: not known'),
+    ('command_filter', True, 'only commands that are harmless for its type are forwarded to a real device'),
     ('early_warning', 0, 'bytes before the end of a tape where its early warning is; 0: 2 % of the tape'),
     ('read_only', False, 'the store is read-only: WP 1, writes end with 07/27/00'),
     ('write_cache', False, 'default of WCE'),
@@ -73,6 +80,10 @@ FACTS = (
     ('third_party_copy', True, '3PC, VPD page 8Fh: EXTENDED COPY, ROD tokens and their commands are offered'),
 )
 # fmt: on
+
+#: Peripheral device types of which commands may be executed at the same time: disks. A zoned disk is not
+#: among them: the writes to a zone must arrive in order.
+CONCURRENT_TYPES = frozenset((0x00, 0x0E))
 
 NAMES = tuple(key for key, _, _ in FACTS)
 DEFAULTS: Dict[str, Any] = dict((key, default) for key, default, _ in FACTS)
@@ -126,8 +137,16 @@ class UnitFacts(_Facts):
     @property
     def device_type(self) -> int:
         """PERIPHERAL DEVICE TYPE, SPC-4 6.6.2: a direct access block device, a sequential-access device,
-        or a CD/DVD device."""
+        or a CD/DVD device; that of a real device."""
+        if self.passthrough:
+            return self.peripheral_type
         return 0x01 if self.tape else 0x05 if self.optical else 0x00
+
+    @property
+    def is_sequential(self) -> bool:
+        """Are the commands executed one after the other, in the order of their arrival? A tape has one
+        position, and most real devices have parts that move."""
+        return self.tape or self.passthrough and self.peripheral_type not in CONCURRENT_TYPES
 
     @property
     def target_port_group_support(self) -> int:

@@ -41,6 +41,8 @@ LIMITED = {
     'sbc.write': True,
     'ssc.read': True,
     'ssc.write': True,
+    'passthrough.read': True,
+    'passthrough.write': True,
     'sbc.write_and_verify': True,
     'sbc.verify': True,
     'atomic_commands.compare_and_write': True,

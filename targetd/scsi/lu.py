@@ -26,20 +26,18 @@ from targetd.scsi import (
     limits,
     medium_errors,
     medium_state,
-    mmc_opcodes,
     opcodes,
     operations,
     reservation_classes,
     sbc,
     sense,
-    ssc_opcodes,
     vpd,
 )
 from targetd.scsi import modes as mode_pages
 from targetd.scsi import records as unit_records
 from targetd.scsi import reservations as unit_reservations
 from targetd.scsi.copy import copy_manager, extended_copy, rod_commands, rod_tokens
-from targetd.scsi.dispatch import FUNCTIONS, refuse_unused_bits
+from targetd.scsi.dispatch import FUNCTIONS, commands_of, refuse_unused_bits
 from targetd.scsi.facts import UnitFacts
 from targetd.scsi.medium_state import FAILED, READY
 from targetd.scsi.sam import BUSY, ORDERED, RESERVATION_CONFLICT, Nexus, Task, Waits
@@ -102,6 +100,9 @@ class UnitServices(object):
 
     def note(self, kind: str, message: Dict[str, Any]) -> None:
         """Distribute a record to all nexuses; kind: one of scsi.records.NOTE_KINDS. Any thread."""
+
+    def share_attention(self, asc: int, ascq: int) -> None:
+        """Establish a unit attention condition for the other nexuses. Any thread."""
 
     def data_lost(self, text: str) -> None:
         """The store has lost data that it had acknowledged. Called once, by any thread, until the
@@ -177,14 +178,8 @@ class LogicalUnit(object):
         self.block_size = facts.block_size
         self.blocks = store.size // facts.block_size
         self.maximum_blocks = facts.maximum_transfer_length // facts.block_size or NO_LIMIT
-        self.commands = (
-            mmc_opcodes.by_opcode(facts)
-            if facts.optical
-            else ssc_opcodes.by_opcode(facts)
-            if facts.tape
-            else opcodes.by_opcode(facts)
-        )
-        self.is_sequential = facts.tape
+        self.commands = commands_of(facts)
+        self.is_sequential = facts.is_sequential
         # shared by all nexuses, replaced by replace_shared_state()
         self.modes = modes or mode_pages.initial(facts)
         self.reservations = reservations or unit_reservations.initial()
@@ -333,7 +328,11 @@ class LogicalUnit(object):
         normal: List[Callable[[Task], None]] = [self._refuse_opcode] * 256
         for opcode in self.commands:
             normal[opcode] = self._admit
-        for opcode, admit in () if self.is_sequential else hot.bind(self, self._admit).items():
+        for opcode, admit in (
+            ()
+            if self.facts.passthrough or self.is_sequential
+            else hot.bind(self, self._admit).items()
+        ):
             if opcode in self.commands and self._is_plain(self.commands[opcode][None]):
                 normal[opcode] = admit
         if self._access_state() in alua.ALLOWED:
@@ -434,7 +433,8 @@ class LogicalUnit(object):
         """May this command of the unit, which an executor thread runs, still change a medium?"""
         rows = self.commands.get(task.cdb[0]) or {}
         row = rows[None] if None in rows else rows.get(task.cdb[1] & 0x1F)
-        return row is not None and (row.writes or row.opcode == opcodes.EXTENDED_COPY)
+        changes = row is not None and (row.writes or row.opcode == opcodes.EXTENDED_COPY)
+        return changes or self.is_sequential  # any command can move a tape
 
     def guard_from_new_tokens(self, task: Task) -> Optional[Tuple[int, int]]:
         """Tokens were created after this command was admitted.

@@ -274,7 +274,7 @@ def report_supported_operation_codes(unit: Any, task: Task) -> None:
     opcode, service_action = cdb[3], u16(cdb, 4)
     if options == 0:
         data = b''.join(
-            _command_descriptor(row, timeouts)
+            command_descriptor(row, timeouts)
             for rows in unit.commands.values()
             for row in rows.values()
         )
@@ -310,7 +310,7 @@ def _timeouts(row: opcodes.Row) -> bytes:
     return struct.pack('>HxBII', 10, 0, 0, 0 if is_long else RECOMMENDED_TIMEOUT_SECONDS)
 
 
-def _command_descriptor(row: opcodes.Row, timeouts: bool) -> bytes:
+def command_descriptor(row: opcodes.Row, timeouts: bool) -> bytes:
     flags = (0x02 if timeouts else 0) | (0x01 if row.service_action is not None else 0)
     descriptor = struct.pack('>BxHxBH', row.opcode, row.service_action or 0, flags, len(row.mask))
     return descriptor + _timeouts(row) if timeouts else descriptor

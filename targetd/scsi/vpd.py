@@ -71,10 +71,13 @@ def _unit_serial_number(facts: UnitFacts, nexus: Nexus, ports: Sequence[Port]) -
 
 def _device_identification(facts: UnitFacts, nexus: Nexus, ports: Sequence[Port]) -> bytes:
     """83h, SPC-4. The designators of the unit come first: Windows reads 255 bytes only."""
-    designators = [
-        _designator(LOGICAL_UNIT, kind, code_set, content)
-        for code_set, kind, content in unit_designators(facts)
-    ]
+    return designators_of_units(facts) + port_designators(facts, nexus, ports)
+
+
+def port_designators(facts: UnitFacts, nexus: Nexus, ports: Sequence[Port]) -> bytes:
+    """The designators of page 83h that follow those of the unit: the port of the nexus, its group, the group
+    of the unit, and the target device."""
+    designators = []
     for port in ports:
         if port.name == nexus.target_port:
             relative = struct.pack('>2xH', port.relative_identifier)
@@ -87,6 +90,14 @@ def _device_identification(facts: UnitFacts, nexus: Nexus, ports: Sequence[Port]
     designators.append(_designator(TARGET_PORT, SCSI_NAME, UTF8, name_string(nexus.target_port)))
     designators.append(target_designator(nexus.target_name))
     return b''.join(designators)
+
+
+def designators_of_units(facts: UnitFacts) -> bytes:
+    """The designators of page 83h that identify a unit with these facts."""
+    return b''.join(
+        _designator(LOGICAL_UNIT, kind, code_set, content)
+        for code_set, kind, content in unit_designators(facts)
+    )
 
 
 def _designator(association: int, kind: int, code_set: int, content: bytes) -> bytes:
@@ -122,7 +133,7 @@ def _mode_page_policy(facts: UnitFacts, nexus: Nexus, ports: Sequence[Port]) -> 
     return bytes([modes.ALL_PAGES, modes.ALL_SUBPAGES, 0x00, 0x00])
 
 
-def _scsi_ports(facts: UnitFacts, nexus: Nexus, ports: Sequence[Port]) -> bytes:
+def scsi_ports(facts: UnitFacts, nexus: Nexus, ports: Sequence[Port]) -> bytes:
     """88h, SPC-4."""
     return b''.join(_port_descriptor(port) for port in ports)
 
@@ -295,7 +306,7 @@ TABLE: Dict[int, Callable[[UnitFacts, Nexus, Sequence[Port]], bytes]] = {
     0x85: _management_network_addresses,
     0x86: _extended_inquiry,
     0x87: _mode_page_policy,
-    0x88: _scsi_ports,
+    0x88: scsi_ports,
     0x8F: _third_party_copy,
     0x92: _scsi_feature_sets,
     0xB0: _block_limits,

@@ -18,6 +18,7 @@ from .guarding import Guarded
 from .nbd_store import NbdStore
 from .null import NullStore
 from .ram import RamStore
+from .sg_device import SgDevice
 from .sleeping import Sleep, Sleeping
 from .tape import Tape
 from .undoing import Journal, Undoable
@@ -28,6 +29,7 @@ STORE_CLASSES: Dict[str, Callable[..., Store]] = {
     'ram': RamStore,
     'null': NullStore,
     'nbd': NbdStore,
+    'passthrough': SgDevice,
 }
 
 
@@ -87,7 +89,7 @@ class OpenedStore(object):
 
     def resize_check(self) -> int:
         """Returns the current size of the medium in bytes. Raises OSError."""
-        if self.descriptor is None or self.kind == 'nbd':
+        if self.descriptor is None or self.kind in ('nbd', 'passthrough'):
             return self.size
         if self.kind == 'block':
             return linux.device_size(self.descriptor)
@@ -166,6 +168,8 @@ def from_descriptor(
     try:
         store = STORE_CLASSES[description['kind']](description, descriptor)
         store.claim = claim
+        if description['kind'] == 'passthrough':  # it has no blocks that the others could act on
+            return store
         if sleep is not None:
             store = Sleeping(store, sleep)
         if journal is not None:

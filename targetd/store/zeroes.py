@@ -24,6 +24,8 @@ def why_not(store: Store) -> str:
         return 'it is read-only'
     if getattr(store, 'tape', False):
         return 'it is a tape, which occupies no more than it contains'
+    if store.kind == 'passthrough':
+        return 'it is a real SCSI device, whose blocks only its initiators know'
     if not store.capabilities.unmap or not store.capabilities.zeroes_after_unmap:
         if store.kind == 'block':
             return 'the disk cannot discard blocks so that they read as zeroes afterwards'

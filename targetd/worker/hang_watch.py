@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 
+from targetd.scsi import passthrough
 from targetd.scsi.mmc_opcodes import name_of
 from targetd.scsi.opcodes import EXTENDED_COPY
 
@@ -257,7 +258,7 @@ class Watch(object):
         oldest, counts = {}, {}
         for task, limit in running:
             services = getattr(task.unit, 'services', None)
-            if services is None or task.cdb[0] in LONG_COMMANDS:
+            if services is None or task.cdb[0] in LONG_COMMANDS or passthrough.is_patient(task):
                 continue
             if now - task.started < limit:
                 continue

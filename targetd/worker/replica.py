@@ -255,6 +255,9 @@ class WorkerServices(UnitServices):
     def _report(self, kind, message):
         self._worker.report('note', unit=self.unit_id, kind=kind, note=message)
 
+    def share_attention(self, asc, ascq):
+        self._worker.report('attention', unit=self.unit_id, asc=asc, ascq=ascq)
+
     def data_lost(self, text):
         self._worker.unit_failed(self.unit_id, text)
 

@@ -274,6 +274,8 @@ class ViewAnswers(object):
         rows.append(('store', found.store.path or found.store.kind))
         if found.store.kind == 'block':
             rows.append(('disk', disks.one_line(disks.describe_disk(found.store.path))))
+        elif found.store.kind == 'passthrough':
+            rows.append(('device', found.store.shown))
         for nexus in found.workers.values():
             rows.append(('logged in', nexus.initiator_name))
         return commands.reply_rows(

@@ -79,6 +79,8 @@ def _described(planned):
     words = ['%d bytes' % max(store.size, lun.size or 0), 'blocks of %d bytes' % store.block_size]
     if store.kind == 'block':
         words.insert(0, disks.one_line(disks.describe_disk(store.path)))
+    elif store.kind == 'passthrough':
+        return store.shown
     elif store.kind == 'file':
         words.insert(0, store.path)
     elif store.kind == 'nbd' and store.image:

@@ -19,7 +19,8 @@ from targetd import events, log
 from targetd.config.lun_maps import EVERY_LUN
 from targetd.errors import Standby, StoreError, TargetdError
 from targetd.host import identity
-from targetd.master.exports import known_media, shared_media
+from targetd.master.exports import known_media, passthrough_export, shared_media
+from targetd.master.exports.device_watch import DeviceWatch
 from targetd.master.exports.health_watch import HealthWatch
 from targetd.master.exports.media_watch import MediaWatch
 from targetd.master.exports.nbd_renewal import NbdRenewal
@@ -75,6 +76,7 @@ class Exports(object):
         self.recovery = UnitRecovery(units, jobs, self.watch)
         self.health = HealthWatch(loop, units, jobs)
         self.room_watch = RoomWatch()
+        self.devices = DeviceWatch(loop, self, jobs)
         self.read_only_times = ReadOnlyTimes(loop, units)
         self.pending = {}  # (target name, number) -> the Unit that it gets after a logout
         self.unavailable = {}  # (target name, number) -> UnavailableLun
@@ -144,6 +146,8 @@ class Exports(object):
             self.units.spin_down.reconsider()
         if unit.lun.health_interval:
             self.health.reconsider()
+        if unit.store.kind == passthrough_export.KIND:
+            self.devices.reconsider()
         if unit.lun.read_only_schedule:
             self.read_only_times.look()
         seen = unit.found['seen']
@@ -174,6 +178,7 @@ class Exports(object):
         """Cancels the timers: unavailable media are not retried any more."""
         self.watch.close()
         self.health.close()
+        self.devices.close()
         self.read_only_times.close()
         for key in list(self.pending):
             self.pending.pop(key).store.close()
@@ -434,12 +439,14 @@ class Exports(object):
     def close_store(self, store):
         """Closes a store without blocking. The last close of a block device writes its cached data
         and may block, so a child process does it."""
-        if store.kind != 'block':
+        if store.kind not in ('block', 'passthrough') or store.descriptor is None:
             store.close()
             return
         owned, (reading, writing) = store.descriptors(), os.pipe()
 
         def close_last():
+            if store.kind == 'passthrough':
+                passthrough_export.allow_removal(store)
             os.read(reading, 1)  # blocks until the master has closed its descriptors
             for descriptor in owned:
                 os.close(descriptor)

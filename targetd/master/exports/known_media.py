@@ -13,7 +13,7 @@ import os
 
 from targetd import log
 from targetd.errors import StoreError
-from targetd.host import disks, identity
+from targetd.host import disks, identity, sg_nodes
 from targetd.master.state.saver import DirectSaver
 from targetd.master.state.state_directory import boot_id, require_known_format
 from targetd.trusted_path import open_trusted
@@ -161,6 +161,15 @@ def describe_medium(lun, path):
     identifies the medium; shown: its description in messages; inode: of a file, and device: of its
     file system in the boot `boot`. open_medium adds identity: what initiators see, {setting: value}.
     Raises StoreError."""
+    if lun.type == 'passthrough':
+        device = sg_nodes.resolve_device(lun.backing_store)
+        return {
+            'named': lun.backing_store,
+            'key': sg_nodes.stable_key(device),
+            'is_file': False,
+            'size': 0,  # that of a medium can change
+            'shown': device.shown,
+        }
     key = identity.stable_key(path)
     disk = disks.describe_disk(path)
     if key.startswith('device:'):  # the disk has only a kernel name, and that name may change

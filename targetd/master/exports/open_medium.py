@@ -12,7 +12,13 @@ import stat
 from targetd.config import lun_rules
 from targetd.errors import Standby, StoreError, TargetdError
 from targetd.host import block_sizes, claims, disks, image_formats, in_use, roots, signatures
-from targetd.master.exports import image_export, known_media, nbd_export, unit_identity
+from targetd.master.exports import (
+    image_export,
+    known_media,
+    nbd_export,
+    passthrough_export,
+    unit_identity,
+)
 from targetd.master.exports.resizing import grow
 from targetd.master.state import journal_recovery, key_files, undo_files, unit_state
 from targetd.master.units import descriptions, guards
@@ -50,17 +56,17 @@ def open_medium(
     """
     created = []
     try:
-        path = disks.resolve_backing_store(lun.backing_store) if lun.backing_store else None
-        is_served = path is not None and key_of_path(path) in served
-        held = _without_others(path, held)
+        device, path = medium_of(lun)
+        is_served = path is not None and key_of_path(device.node if device else path) in served
+        held = _without_others(device.node if device else path, held)
         _require_turn(target, lun, path, state, plan_only)
         _require_usable(target, lun, path, known, held or is_served, master, tables)
-        found = _checked_signatures(lun, path)
+        found = [] if device and not device.is_disk else _checked_signatures(lun, path)
         _require_intended(target, lun, path, known, found)
         data_key, key = unit_identity.data_key(target.name, lun, path)
         place = _place_of_state(target, lun, key, state, plan_only)
         image = image_export.format_of(lun, path, known)
-        store, grown_from = _open_store(lun, path, held, plan_only, is_served, image)
+        store, grown_from = _open_store(lun, device or path, held, plan_only, is_served, image)
         _require_same_content(target, lun, store, known)
         left = journal_recovery.journal_path(place.path, data_key)
         check, saved = '', {}
@@ -93,6 +99,15 @@ def open_medium(
         'contents': [signatures.one_line(each) for each in found],
         'auto_assembled': [signatures.one_line(each) for each in signatures.auto_assembled(found)],
     }, store.descriptors() + created
+
+
+def medium_of(lun):
+    """Returns (sg_nodes.ScsiDevice or None, path) of the medium of a LUN. The path is None if there is no
+    medium; of a ScsiDevice it is the block device, if it has one. Raises StoreError."""
+    device = passthrough_export.device_of(lun)
+    if device:
+        return device, device.block or device.node
+    return None, disks.resolve_backing_store(lun.backing_store) if lun.backing_store else None
 
 
 def _failure(lun, error):
@@ -145,7 +160,7 @@ def _require_usable(target, lun, path, known, is_ours, master, tables):
     if path is None or uri.is_uri(path):
         return
     known_media.require_known(target, lun, path, known)
-    if not (lun.allow_in_use or is_ours):
+    if not (lun.allow_in_use or is_ours) and roots.ROOTS.character_number(path) is None:
         in_use.require_free(path, ours=master, tables=tables)
 
 
@@ -236,8 +251,10 @@ def key_of_path(path):
 
 
 def _open_store(lun, path, held, plan_only, is_served, image):
-    """Returns (OpenedStore, the size of the file before it was extended, or None). image: as returned by
-    image_export.format_of."""
+    """Returns (OpenedStore, the size of the file before it was extended, or None). path: or the ScsiDevice;
+    image: as returned by image_export.format_of."""
+    if lun.type == passthrough_export.KIND:
+        return passthrough_export.open_device(path, lun, held, is_served, plan_only), None
     description = {
         'path': path,
         'size': lun.size,
@@ -428,6 +445,8 @@ def facts_of(lun, store, names):
     unit_identity.names_of."""
     can = store.capabilities
     block_size = store.block_size
+    if store.kind == passthrough_export.KIND:
+        return passthrough_export.facts_of(lun, store, names)
     facts = dict(
         names,
         block_size=block_size,

@@ -16,7 +16,7 @@ def _require_sole_writer(lun, store, others):
     """Raises StoreError if another LUN serves the medium under another name (a hard link, a bind
     mount, another device node) and one of the two can write: they would not know each other's
     reservations. The same name twice is an error of the configuration."""
-    if store.kind not in ('file', 'block', 'nbd') or lun.allow_in_use:
+    if store.kind not in ('file', 'block', 'nbd', 'passthrough') or lun.allow_in_use:
         return
     for other in others:
         if not (lun.readonly and other.lun.readonly):

@@ -4,7 +4,7 @@ May import config.model, host.identity and scsi.
 """
 
 from targetd.errors import StoreError
-from targetd.host import disks, identity
+from targetd.host import disks, identity, sg_nodes
 from targetd.scsi import designators
 from targetd.scsi.facts import DEFAULTS, UnitFacts
 
@@ -16,6 +16,8 @@ def names_of(lun, path, key, server):
     """Returns the facts that identify a LUN. path: of its medium, or None; key, server: from which a
     serial number and a NAA identifier are derived that are not configured."""
     own = identity.disk_identity(path) if lun.direct and path else None
+    if lun.type == 'passthrough':
+        return _names_of_device(sg_nodes.resolve_device(lun.backing_store))
     if lun.naa:
         naa = ' '.join(digits for digits in lun.naa if digits != designators.NONE)
     else:
@@ -38,9 +40,26 @@ def names_of(lun, path, key, server):
     }
 
 
+def _names_of_device(device):
+    """The facts that identify a real SCSI device (sg_nodes.ScsiDevice): it has all of them itself."""
+    digits = device.wwn[4:].lower() if device.wwn.startswith('naa.') else ''
+    return dict(
+        dict.fromkeys(('eui', 't10', 'scsi_name', 'vendor_specific', 'designator_order'), ''),
+        vendor=device.vendor[:8],
+        product=device.model[:16],
+        revision=device.revision[:4],
+        serial=device.serial,
+        serial_nuls=0,
+        naa=digits if len(digits) in (16, 32) else '',
+    )
+
+
 def data_key(target_name, lun, path):
     """Returns (key of the medium, key of the unit): the first is '' without a medium; from the second
     the identity of the unit is derived."""
+    if lun.type == 'passthrough':
+        medium = sg_nodes.stable_key(sg_nodes.resolve_device(lun.backing_store))
+        return medium, '%s\0%s' % (target_name, medium)
     is_disk = lun.type not in PRODUCT  # a drive keeps its own identity
     medium = identity.stable_key(path) if path and is_disk else ''
     return medium, '%s\0%s' % (target_name, medium or '%s:%d' % (lun.type, lun.number))
@@ -71,17 +90,20 @@ def describer(server):
 
 def _described(target, lun, server):
     try:
-        path = disks.resolve_backing_store(lun.backing_store) if lun.backing_store else None
+        is_path = lun.backing_store and lun.type != 'passthrough'
+        path = disks.resolve_backing_store(lun.backing_store) if is_path else None
         names = names_of(lun, path, data_key(target.name, lun, path)[1], server or '')
     except StoreError as e:
         return [('identity', 'not known: %s' % e)]
     derived = [
         what for what, value in (('serial number', lun.scsi_sn), ('naa', lun.naa)) if not value
     ]
-    if server is None and derived and not lun.direct:
+    if server is None and derived and not lun.direct and lun.type != 'passthrough':
         if not lun.naa:
             names['naa'] = ''
         return _rows(names, dict.fromkeys(derived, 'derived when targetd first starts'))
+    if lun.type == 'passthrough':  # what else the device has is not known before it is opened
+        return [row for row in _rows(names, {}) if row[0] != _KINDS[designators.T10_VENDOR]]
     return _rows(names, {})
 
 

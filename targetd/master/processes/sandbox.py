@@ -8,7 +8,9 @@ with ENOSYS if it is new, so that a C library uses an older one; a call that no 
 the process. What a worker needs it has received as descriptors.
 
 `atomic-writes` and `guard = undo-journal` open the descriptor of their lock file again, and `filter =
-trace` opens a file, so where a LUN has one of these, files can be opened (may_open). May import base only.
+trace` opens a file, so where a LUN has one of these, files can be opened (may_open). Where a LUN is a real
+SCSI device, SCSI commands can be sent through the descriptors that the process has (may_command). May
+import base only.
 """
 
 import collections
@@ -67,8 +69,10 @@ NO_MORE = (
     resource.RLIMIT_RTPRIO,
 )
 
-#: has_filter: the seccomp filter is installed; may_open: it allows files to be opened.
-Rules = collections.namedtuple('Rules', 'has_filter may_open')
+#: has_filter: the seccomp filter is installed; may_open: it allows files to be opened; may_command: it allows
+#: SG_IO.
+Rules = collections.namedtuple('Rules', 'has_filter may_open may_command')
+Rules.__new__.__defaults__ = (False,)
 
 
 class _Program(ctypes.Structure):
@@ -94,7 +98,7 @@ def why_not():
     return ''
 
 
-def program(architecture, column, pid, may_open=False):
+def program(architecture, column, pid, may_open=False, may_command=False):
     """The filter as bytes. pid: of the process, which may signal itself."""
     calls = system_calls
     refuse = (RETURN, 0, 0, REFUSE | errno.EPERM)
@@ -116,7 +120,8 @@ def program(architecture, column, pid, may_open=False):
                 code.extend(checks)
 
     when_equal(calls.FREQUENT + calls.ALLOWED + (calls.OPENING if may_open else ()), ALLOW)
-    when_equal(calls.CONDITIONAL, ALLOW)
+    # the first row of a call counts
+    when_equal((calls.COMMANDING if may_command else ()) + calls.CONDITIONAL, ALLOW)
     when_equal(calls.OWN_PROCESS, ALLOW, [(0, calls.ONE_OF, (pid,))])
     when_equal(calls.FATAL, KILL)
     code += [
@@ -155,7 +160,8 @@ def confine(rules):
         resource.setrlimit(limit, (0, 0))
     if rules.has_filter:
         architecture, column = ARCHITECTURE_HERE
-        _install(program(architecture, column, os.getpid(), rules.may_open), column)
+        allowed = rules.may_open, rules.may_command
+        _install(program(architecture, column, os.getpid(), *allowed), column)
 
 
 def _install(data, column):

@@ -155,6 +155,8 @@ IOCTLS = (
     0x5421, 0x5450, 0x5451, 0x541B, 0x5411,
     0x125E, 0x1268, 0x1277, 0x1278, 0x1279, 0x127A, 0x127B, 0x127F, 0x80081272, 0x80041272,
 )
+#: SG_IO, allowed in addition where SCSI commands may be sent to devices.
+COMMANDING = (('ioctl', 16, 29, 54, 54, ((1, ONE_OF, IOCTLS + (0x2285,)),)),)
 #: 0 to 7: descriptors and locks; 12 to 14: locks with 32 bits; 36 to 38: locks of open file
 #: descriptions; 1030: F_DUPFD_CLOEXEC. Not F_SETOWN and F_NOTIFY, which send signals.
 FCNTLS = (0, 1, 2, 3, 4, 5, 6, 7, 12, 13, 14, 36, 37, 38, 1030)

@@ -74,6 +74,7 @@ REPORTS = {
     'hanging':     {'unit': is_text, 'commands': is_number, '?command': is_text,
                     '?lba': _is_number_or_null, '?milliseconds': is_number},
     'fence-over':  {'unit': is_text},
+    'attention':   {'unit': is_text, 'asc': is_number, 'ascq': is_number},
 }
 REQUESTS = {
     'claim':       {'session': is_object, 'peer': _is_peer},

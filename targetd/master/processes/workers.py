@@ -293,9 +293,12 @@ class Workers(object):
         return None
 
     def is_too_confined(self, worker):
-        """True if the worker was forked before a reload after which workers must open files."""
-        is_free = worker.rules is None or worker.rules.may_open
-        return not is_free and self.sandbox is not None and self.sandbox.may_open
+        """True if the worker was forked before a reload after which workers must open files, or send SCSI
+        commands."""
+        rules, wanted = worker.rules, self.sandbox
+        if rules is None or wanted is None:
+            return False
+        return wanted.may_open > rules.may_open or wanted.may_command > rules.may_command
 
     def retire(self, worker):
         """Order the worker to exit: a spare now, a busy worker when its session is over."""

@@ -36,12 +36,14 @@ KEEPER_SECONDS = 12.0
 class Units(object):
     """The units and the requests of workers about them. The parts are given: replication:
     Replication; rod_tokens: RodTokens; copy_guests: CopyGuests; format_sanitize: FormatSanitize;
-    flushes: Flushes. Set later: statistics: master.statistics.Statistics; guards: Guards; trims: Trims."""
+    flushes: Flushes. Set later: statistics: master.statistics.Statistics; guards: Guards; trims: Trims;
+    reset_device."""
 
     statistics = None
     guards = None
     spin_down = None
     trims = None
+    reset_device = None  # exports.device_watch.DeviceWatch.after_reset
 
     def __init__(self, replication, rod_tokens, copy_guests, format_sanitize, flushes):
         self.replication = replication
@@ -354,6 +356,8 @@ class Units(object):
         self.guards.keep(unit, worker, guards.OPERATION, kept)
 
     def _enqueue(self, unit, worker, message, answer):
+        if message['ask'] == 'reset' and unit.lun.device_reset:
+            answer = self.reset_device(unit, message, answer)
         unit.queue.append((worker, message, answer))
         self._process_queue(unit)
 

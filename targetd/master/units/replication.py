@@ -51,6 +51,7 @@ class Replication(object):
         self._save_timer = None
         self._unable_to_save = set()  # ids of units about which that was logged
         self._saved = {}  # key -> the dict that this server saved last, or is saving
+        self.allow_removal = lambda unit, done: done()  # set by Master: of a real device
         self.on_taken_over = lambda unit, why: None  # set by Master: another server holds the state
 
     def save_state(self, unit, shared, done):
@@ -159,6 +160,8 @@ class Replication(object):
     def distribute(self, unit, decision, asker, done):
         """Put a Decision in force and send each replica holder what it changes for its nexus. asker:
         the worker that requested it, or None; done() when every replica has it in force."""
+        if unit.shared.prevented_by and not decision.shared.prevented_by:
+            done = functools.partial(self.allow_removal, unit, done)
         changed = decision.changed(unit.shared)
         if decision.size is not None:
             changed['size'] = decision.size

@@ -21,11 +21,18 @@ both have `cluster`.
 
 from targetd.config.sharing_rules import CLUSTER, READERS, sharing_of
 
+#: Peripheral device type of a real tape drive (SPC-4).
+TAPE_DRIVE = 0x01
+
 #: What a session may do with a unit.
 WRITE, READ, NOTHING = 'write', 'read', 'nothing'
 
 #: In place of a holder: another session has the export of an NBD server without CAN_MULTI_CONN.
 SINGLE = 'another session'
+
+#: In place of a holder: the worker of the session was forked before the LUN was added, and cannot send SCSI
+#: commands (processes.sandbox).
+CONFINED = 'the sandbox of the session'
 
 #: In place of a holder: the old blocks of the unit are being put back.
 RESTORING = 'targetdctl guard restore'
@@ -45,6 +52,14 @@ def is_single(unit):
     """True if only one session at a time can use a Unit: without CAN_MULTI_CONN, an NBD server
     promises nothing about what one connection sees of another."""
     return unit.store.kind == 'nbd' and not (unit.store.multi or unit.store.read_only)
+
+
+def is_too_confined(unit, worker):
+    """True if the worker of a session cannot use a Unit that is a real SCSI device."""
+    rules = getattr(worker, 'rules', None)
+    return bool(
+        unit.facts.get('passthrough') and rules and rules.has_filter and not rules.may_command
+    )
 
 
 def access(unit, same_medium, initiator_name, worker=None):
@@ -69,7 +84,8 @@ def access(unit, same_medium, initiator_name, worker=None):
 
 def is_tape(unit):
     """A tape has one position, so it is for one session at a time, whatever the initiator."""
-    return bool(unit.facts.get('tape'))
+    is_device = unit.facts.get('passthrough') and unit.facts.get('peripheral_type') == TAPE_DRIVE
+    return bool(unit.facts.get('tape') or is_device)
 
 
 def _access_to_tape(unit, initiator_name, worker):
@@ -82,6 +98,8 @@ def _access_to_tape(unit, initiator_name, worker):
 
 def why_left_out(unit, holder):
     """Why a session does not see a Unit that this initiator holds, and what to do."""
+    if holder == CONFINED:
+        return 'it is a real device, which was added after this session had begun; log in again'
     if is_tape(unit) and holder != RESTORING:
         return (
             '%s has a session that uses the tape, which is for one session at a time; log in again when that '

@@ -19,7 +19,7 @@ no disk awake. Runs in the master's thread; only jobs send commands to disks.
 
 import time
 
-from targetd import log
+from targetd import log, sg_io
 from targetd.errors import StoreError
 from targetd.host import spin
 from targetd.master.units.spin_state import ASLEEP, AWAKE, STARTING, STOPPING, SpinState
@@ -350,7 +350,7 @@ def stop_disk(descriptor, flag, is_read_only, name):
     """Runs in a child process: flush, then stop. Returns ({'accesses': [completed, in flight] afterwards,
     'failed': ''}, ())."""
     try:
-        if not spin.has_scsi_commands(descriptor):
+        if not sg_io.has_scsi_commands(descriptor):
             return {'failed': 'it takes no SCSI commands'}, ()
         spin.let_kernel_restart(name)
         if not is_read_only:

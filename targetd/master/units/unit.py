@@ -112,6 +112,8 @@ class Unit(object):
         self.forget_session(worker)
         if sharing.is_single(self) and self.replica_holders():
             allowed, holder = sharing.NOTHING, sharing.SINGLE
+        if sharing.is_too_confined(self, worker):
+            allowed, holder = sharing.NOTHING, sharing.CONFINED
         if allowed == sharing.NOTHING:
             self.left_out[worker] = holder
             return False
@@ -281,6 +283,6 @@ class UnitTable(dict):
 
     def same_medium(self, unit):
         """The other Units that serve the medium of this Unit, under another name of it."""
-        if unit.store.kind not in ('file', 'block', 'nbd'):
+        if unit.store.kind not in ('file', 'block', 'nbd', 'passthrough'):
             return []
         return [u for u in self._by_medium.get(unit.store.key, {}).values() if u is not unit]

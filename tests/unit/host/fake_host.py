@@ -27,6 +27,9 @@ class FakeHost(Roots):
         with open(real) as f:
             return f.read() or None
 
+    def character_number(self, path):
+        return self.device_number(path)
+
     def is_busy(self, path):
         return os.path.realpath(path) in self.busy
 

@@ -6,6 +6,7 @@ import os
 import pytest
 from fake_host import FakeHost
 
+from targetd import sg_io
 from targetd.host import spin
 from targetd.host.in_use import Mount
 
@@ -76,13 +77,13 @@ def test_a_command_that_is_refused(answer, text):
 
 @pytest.mark.parametrize('sense', [b'', b'\x70', bytes(3), b'\x72\x02'])
 def test_short_sense_data(sense):
-    assert spin.parse_sense(sense)[1:] == (0, 0)
+    assert sg_io.parse_sense(sense)[1:] == (0, 0)
 
 
 def test_a_file_takes_no_scsi_commands(tmp_path):
     (tmp_path / 'f').write_bytes(b'x')
     with open(str(tmp_path / 'f'), 'rb') as file:
-        assert not spin.has_scsi_commands(file.fileno())
+        assert not sg_io.has_scsi_commands(file.fileno())
         with pytest.raises(OSError):
             spin.stop(file.fileno())
 

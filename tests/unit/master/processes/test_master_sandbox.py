@@ -89,6 +89,13 @@ def test_new_calls_do_not_exist_so_that_the_c_library_uses_old_ones(filtered):
         assert filtered(name) == 'ENOSYS'
 
 
+def test_scsi_commands_are_sent_only_where_a_lun_is_a_real_device(filtered):
+    assert filtered('ioctl', 5, 0x2285) == 'EPERM'
+    assert filtered('ioctl', 5, 0x2285, may_command=True) == ALLOWED
+    assert filtered('ioctl', 5, 0x1277, may_command=True) == ALLOWED
+    assert filtered('ioctl', 5, 0x2272, may_command=True) == 'EPERM'  # SG_SET_RESERVED_SIZE
+
+
 def test_calls_that_kill(filtered):
     for row in system_calls.FATAL:
         assert filtered(row[0]) in (KILLED, None)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from targetd.config import model
+from targetd.master.processes.sandbox import Rules
 from targetd.master.units import sharing
 from targetd.master.units.unit import Unit
 from targetd.scsi.sam import Nexus
@@ -114,3 +115,33 @@ def test_a_tape_is_for_one_session_even_of_one_initiator(manner):
     assert not found.give_to('c', nexus(TWO))
     found.leaving.clear()
     assert found.give_to('c', nexus(TWO))
+
+
+# -- real SCSI devices -----------------------------------------------------------------------------
+
+
+def real(device_type):
+    found = unit(sharing='cluster')
+    found.facts = {'passthrough': True, 'peripheral_type': device_type}
+    return found
+
+
+def test_a_real_tape_drive_is_for_one_session():
+    found = real(0x01)
+    assert found.give_to('a', nexus(ONE)) and not found.give_to('b', nexus(ONE, '2'))
+    found = real(0x00)
+    assert found.give_to('a', nexus(ONE)) and found.give_to('b', nexus(TWO))
+
+
+def test_a_worker_that_cannot_send_scsi_commands_does_not_get_a_real_device():
+    old, new, free = Worker(Rules(True, False)), Worker(Rules(True, False, True)), Worker(None)
+    for worker, gets_it in ((old, False), (new, True), (free, True)):
+        found = real(0x00)
+        assert found.give_to(worker, nexus(ONE)) is gets_it
+    assert 'log in again' in sharing.why_left_out(found, sharing.CONFINED)
+    assert unit().give_to(old, nexus(ONE))
+
+
+class Worker(object):
+    def __init__(self, rules):
+        self.rules = rules
