@@ -13,6 +13,9 @@
               network; some minutes)
   routes      targetd is installed on a fresh Debian 12 in each of the ways that the README describes (root
               only; needs the network the first time)
+  takeovers   two servers for one disk and initiators with paths to both: the active server is killed,
+              stopped, cut off or put into standby, and the other one takes over (root only, for loop
+              devices)
   upgrades    targetdctl upgrade again and again while sessions write, verify and log in: none is lost
   write-back  each kind of durable command with 1, 3 and 8 sessions, in the guest, to disks that lose
               what is written back
@@ -36,6 +39,7 @@ import kills  # noqa: E402
 import matrix  # noqa: E402
 import pacemaker  # noqa: E402
 import routes  # noqa: E402
+import takeovers  # noqa: E402
 import upgrades  # noqa: E402
 
 RUNS = {
@@ -46,6 +50,7 @@ RUNS = {
     'pacemaker': pacemaker.run_pacemaker,
     'routes': routes.run_routes,
     'power-cuts': guest_runs.run_power_cuts,
+    'takeovers': takeovers.run_takeovers,
     'upgrades': upgrades.run_upgrades,
     'write-back': guest_runs.run_write_back,
 }
