@@ -176,8 +176,8 @@ class Multipath(object):
                 return result
             if result.status in (0x08, 0x28):  # BUSY, TASK SET FULL
                 time.sleep(0.05)
-            elif result.status == 0x02 and result.key[0] == 6:
-                pass
+            elif result.status == 0x02 and result.key[0] in (6, 0xB):
+                pass  # UNIT ATTENTION, ABORTED COMMAND
             elif result.status == 0x02 and result.key == (2, 0x04, 0x0B):
                 self._switch()
             elif result.status == 0x02 and result.key == (5, 0x25, 0):
@@ -431,7 +431,7 @@ class Takeovers(object):
                     found.setdefault(writer.number, later[0])
             return len(found) == len(self.writers)
 
-        self.wait_for(question, 'writes on path %d' % path, 90)
+        self.wait_for(question, 'writes on path %d' % path, 180)
         return min(found.values())
 
     def _look(self, path):

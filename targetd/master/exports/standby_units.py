@@ -53,7 +53,8 @@ class StandbyUnits(object):
                 self.remove(target.name, lun.number)
             return
         try:
-            unit = self._made(target, lun, shown)
+            is_known = former is not None and former.facts == self._facts(target, lun, shown)
+            unit = self._made(target, lun, shown, former.id if is_known else None)
         except (StoreError, ValueError, TypeError, KeyError) as e:
             log.error(
                 'lun %d of %s is not shown in standby: its state file is not understood: %s',
@@ -68,15 +69,14 @@ class StandbyUnits(object):
             self._replication.order_units(
                 self._workers_of(target.name), add=[unit], attentions=[attention.LUNS_CHANGED]
             )
-        elif former.facts != unit.facts:
+        elif not is_known:
             self._replace(former, unit, attention.INQUIRY_CHANGED)
         else:
             former.target, former.lun = target, lun
             self._adopt(former, unit)
 
-    def _made(self, target, lun, shown):
-        medium = shown['medium']
-        facts = dict(medium['facts'], **open_medium.alua_facts(target, lun))
+    def _made(self, target, lun, shown, unit_id=None):
+        medium, facts = shown['medium'], self._facts(target, lun, shown)
         store = open_store(
             {
                 'kind': 'null',
@@ -92,8 +92,12 @@ class StandbyUnits(object):
         shared = shared_state.initial_state(
             facts, state, boot_id, standby_access(target, shown['holder'])
         )
-        unit_id = self._new_id(target.name, lun.number)
+        unit_id = unit_id or self._new_id(target.name, lun.number)
         return StandbyUnit(unit_id, shown['key'], target, lun, store, facts, shared)
+
+    @staticmethod
+    def _facts(target, lun, shown):
+        return dict(shown['medium']['facts'], **open_medium.alua_facts(target, lun))
 
     def _adopt(self, unit, fresh, done=lambda: None):
         """The unit has the state of a fresh one from now on; done() when every session has it in force."""
@@ -116,7 +120,7 @@ class StandbyUnits(object):
             done()
             return
         try:
-            fresh = self._made(unit.target, unit.lun, dict(shown, key=unit.key))
+            fresh = self._made(unit.target, unit.lun, dict(shown, key=unit.key), unit.id)
         except (StoreError, ValueError, TypeError, KeyError) as e:
             log.error('unit %s: its state file is not understood: %s', unit.id, e)
             done()
