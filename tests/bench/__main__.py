@@ -169,11 +169,11 @@ class Run(object):
             self._options.python,
             self._options.seconds,
             self._options.rounds,
-            self.servers(),
+            self.servers() if getattr(row.run, 'needs_servers', True) else (),
         )
         try:
             return limits.measure(row, bench)
-        except (workloads.Failed, AssertionError) as e:
+        except (workloads.Failed, Missing, AssertionError) as e:
             return {'name': row.name, 'title': row.title, 'missing': str(e)[-300:]}
 
 

@@ -18,6 +18,7 @@ from collections import namedtuple
 
 import initiator
 import many
+import nbd
 from daemon import Daemon
 from servers import IQN, MIB, Targetd, cpu_seconds, pss, session_workers, tree
 from workloads import NAME, Failed, flat, program, reads, url
@@ -283,6 +284,17 @@ def ping_other_session(bench):
     return _worst(seconds)
 
 
+def _nbd(name, title, ratio, run):
+    return Limit(
+        'nbd-' + name,
+        'rate of a LUN on ' + title.replace(':', ', ratio to', 1),
+        '',
+        ratio,
+        operator.ge,
+        run,
+    )
+
+
 TABLE = (
     Limit(
         'idle-session',
@@ -390,6 +402,54 @@ TABLE = (
         1.3,
         operator.le,
         many.login_with_many_luns,
+    ),
+    _nbd(
+        'bare-read-4k',
+        'nbdkit: bare client, 4 KiB read, depth 32',
+        0.7,
+        nbd.against_bare('nbdkit', nbd.READ_4K),
+    ),
+    _nbd(
+        'bare-write-64k',
+        'nbdkit: bare client, 64 KiB write, depth 8',
+        0.7,
+        nbd.against_bare('nbdkit', nbd.WRITE_64K),
+    ),
+    _nbd(
+        'bare-read-256k',
+        'nbdkit: bare client, 256 KiB read, depth 8',
+        0.7,
+        nbd.against_bare('nbdkit', nbd.READ_256K),
+    ),
+    _nbd(
+        'file-read-4k',
+        'nbdkit: LUN on a file, 4 KiB read, depth 32',
+        0.4,
+        nbd.against_file('nbdkit', nbd.READ_4K),
+    ),
+    _nbd(
+        'file-write-64k',
+        'nbdkit: LUN on a file, 64 KiB write, depth 8',
+        0.5,
+        nbd.against_file('nbdkit', nbd.WRITE_64K),
+    ),
+    _nbd(
+        'file-read-256k',
+        'nbdkit: LUN on a file, 256 KiB read, depth 8',
+        0.35,
+        nbd.against_file('nbdkit', nbd.READ_256K),
+    ),
+    _nbd(
+        'file-read-4k-qemu',
+        'qemu-nbd: LUN on a file, 4 KiB read, depth 32',
+        0.2,
+        nbd.against_file('qemu-nbd', nbd.READ_4K),
+    ),
+    _nbd(
+        'file-read-4k-uring',
+        'qemu-nbd, io_uring: LUN on a file, 4 KiB read, depth 32',
+        0.3,
+        nbd.against_file('io_uring', nbd.READ_4K),
     ),
     Limit(
         'login-storm', '300 sessions at once, until all are in', 's', 4.0, operator.le, many.storm
