@@ -101,6 +101,14 @@ def test_pages_that_do_not_exist():
         )
 
 
+def test_a_snapshot_in_the_history_has_no_configuration_to_return_to():
+    row = {'time': 'today', 'who': 'root', 'steps': [], 'number': 7, 'what': 'reload'}
+    note = dict(row, number=None, what='restore t/0 monday', steps=['it has the content of a file'])
+    status, body = Client(FakeGate(history=[note, row]))('/configuration')
+    assert status == 200 and 'restore t/0 monday' in body and 'None' not in body
+    assert re.findall('/configuration/([^"]*)"', body) == ['7']
+
+
 def test_a_page_that_is_read_only_changes_nothing():
     a_gate = FakeGate()
     client = Client(a_gate)
