@@ -213,7 +213,11 @@ class RateLimits(object):
         shared = {
             name: (keep(each.descriptor), each.initiators) for name, each in self._shared.items()
         }
-        return {'shared': shared, 'sent': {w.pid: order for w, order in self._sent.items()}}
+        return {
+            'shared': shared,
+            'sent': {w.pid: order for w, order in self._sent.items()},
+            'slowed': self._slowed,
+        }
 
     def take_over(self, words, by_pid):
         """Continue with the memory of another program. by_pid: {pid: worker}."""
@@ -222,4 +226,6 @@ class RateLimits(object):
                 descriptor, MEMORY_BYTES
             )  # a program of an earlier version made less of it
             self._shared[name] = _Shared(descriptor, initiators)
+        self._slowed = words['slowed']  # until LatencyTargets has counted anew
+        self._causes = {place: ['a latency-target before the upgrade'] for place in self._slowed}
         self._sent.update((by_pid[p], order) for p, order in words['sent'].items() if p in by_pid)

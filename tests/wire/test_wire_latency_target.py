@@ -146,6 +146,8 @@ def test_files_of_one_file_system_and_why_slow_has_the_names(daemon, ready):
     assert 'lun 1 slowed down' in found['why']
     assert 'for the latency-target of lun 0 of %s' % TARGET in found['why']
     assert protected.last(5), 'a LUN is never delayed for its own target'
+    assert 'serves now' in daemon.control('upgrade')
+    assert limits(daemon)[TARGET, 'lun 0']['latency_target'] == '10ms'
     del daemon.text.targets[TARGET][1][0][1]
     daemon.reload()
     eventually(lambda: not limits(daemon), SECONDS, 'no limit any more')

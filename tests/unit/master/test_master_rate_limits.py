@@ -192,3 +192,20 @@ def test_the_rows_of_a_session_are_those_of_its_target_and_initiator(server):
     rows = one.limits.of_session(one.alive[0].nexus)
     assert [row['what'] for row in rows] == ['lun 0', 'initiator iqn.2026-11.test:one']
     assert one.limits.of_session(one.alive[0].nexus._replace(target_name='iqn.x:gone')) == []
+
+
+def test_what_was_slowed_down_before_an_upgrade_is_free_when_nobody_misses_a_target(server):
+    one = server()
+    worker, again = Worker(), Worker()
+    one.log_in('iqn.2026-11.test:one', worker)
+    one.limits.slow({(NAME, 0): 300}, {(NAME, 0): ['lun 3 of it (20ms)']})
+    words = one.limits.handed_over(os.dup)
+    two = server()
+    two.alive = [SimpleNamespace(**dict(vars(one.alive[0]), worker=again))]
+    two.limits.take_over(words, {42: again})
+    assert [row['slowed_for'] for row in two.limits.rows()] == [
+        'a latency-target before the upgrade'
+    ]
+    two.limits.slow({}, {})
+    ((_, order),) = two.orders
+    assert order['luns'] == {} and two.limits.rows() == []
