@@ -27,6 +27,12 @@ _WHO = Argument(
 )
 _IOPS = Argument('iops', 'option', False, 'commands per second, such as 1000')
 _BANDWIDTH = Argument('bandwidth', 'option', False, 'bytes per second, such as 100M')
+_LATENCY = Argument(
+    'latency-target',
+    'option',
+    False,
+    'the time in which the disk is to answer, such as 20ms; others are slowed down for it',
+)
 _STEPS = columns(('step', 'STEP'), ('effect', 'EFFECT'))
 _SECRET_TEXT = (
     'The secret is read from the terminal, or from standard input, and never from the command line; '
@@ -87,17 +93,19 @@ TABLE = (
                       'the image or the file of the tape; none: eject the medium until it is loaded again '
                       'or targetd restarts'),
              Argument('force', 'flag', False, 'also while an initiator prevents its removal')]),
-    _change('lun limit', 'limit the commands and bytes per second of a LUN',
-            'Of all its initiators together, from now on: iops-limit and bandwidth-limit of '
+    _change('lun limit', 'limit the commands and bytes per second of a LUN, or protect its latency',
+            'Of all its initiators together, from now on: iops-limit, bandwidth-limit and latency-target of '
             'targetd.conf(5). Commands that wait because of a former limit wait no longer than with the new '
             'one. 0: no limit. "show limits" shows what is delayed.',
-            [_UNIT, _IOPS, _BANDWIDTH]),
-    _change('target limit', 'limit the commands and bytes per second of a target',
+            [_UNIT, _IOPS, _BANDWIDTH, _LATENCY]),
+    _change('target limit', 'limit the commands and bytes per second of a target, or protect its latency',
             'Of all its LUNs and initiators together, or of each initiator: iops-limit, bandwidth-limit, '
-            'initiator-iops-limit and initiator-bandwidth-limit of targetd.conf(5). 0: no limit.',
-            [_TARGET, _IOPS, _BANDWIDTH,
+            'initiator-iops-limit and initiator-bandwidth-limit of targetd.conf(5). 0: no limit. '
+            'latency-target is that of each LUN, initiator-latency-target that of each initiator.',
+            [_TARGET, _IOPS, _BANDWIDTH, _LATENCY,
              Argument('initiator-iops', 'option', False, 'commands per second of each initiator'),
-             Argument('initiator-bandwidth', 'option', False, 'bytes per second of each initiator')]),
+             Argument('initiator-bandwidth', 'option', False, 'bytes per second of each initiator'),
+             Argument('initiator-latency-target', 'option', False, 'as latency-target, of each initiator')]),
     _change('lun move', 'give a LUN another number, or another target',
             'Initiators lose the LUN and see it again at the new place, with the same serial number and '
             'identifiers.',

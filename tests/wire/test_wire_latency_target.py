@@ -148,8 +148,7 @@ def test_files_of_one_file_system_and_why_slow_has_the_names(daemon, ready):
     assert protected.last(5), 'a LUN is never delayed for its own target'
     assert 'serves now' in daemon.control('upgrade')
     assert limits(daemon)[TARGET, 'lun 0']['latency_target'] == '10ms'
-    del daemon.text.targets[TARGET][1][0][1]
-    daemon.reload()
+    daemon.control('lun', 'limit', TARGET + '/0', '--latency-target', '0')
     eventually(lambda: not limits(daemon), SECONDS, 'no limit any more')
     before = len(busy.latencies)
     eventually(lambda: len(busy.latencies) > before + 500, SECONDS, 'the neighbour at full speed')

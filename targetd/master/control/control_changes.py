@@ -205,9 +205,9 @@ class ChangeAnswers(object):
     def _answer_lun_online(self, client, unit, dry_run):
         return self._order(client, unit, 'ready', dry_run, 'is used again')
 
-    def _answer_lun_limit(self, client, unit, iops, bandwidth, dry_run):
+    def _answer_lun_limit(self, client, unit, iops, bandwidth, latency_target, dry_run):
         target, number = self._lun(unit)
-        values = _limits({'iops': iops, 'bandwidth': bandwidth})
+        values = _limits({'iops': iops, 'bandwidth': bandwidth, 'latency-target': latency_target})
 
         def edit(sections):
             for setting, text in values:
@@ -217,14 +217,25 @@ class ChangeAnswers(object):
         return self._change(client, edit, dry_run)
 
     def _answer_target_limit(
-        self, client, target, iops, bandwidth, initiator_iops, initiator_bandwidth, dry_run
+        self,
+        client,
+        target,
+        iops,
+        bandwidth,
+        latency_target,
+        initiator_iops,
+        initiator_bandwidth,
+        initiator_latency_target,
+        dry_run,
     ):
         values = _limits(
             {
                 'iops': iops,
                 'bandwidth': bandwidth,
+                'latency-target': latency_target,
                 'initiator-iops': initiator_iops,
                 'initiator-bandwidth': initiator_bandwidth,
+                'initiator-latency-target': initiator_latency_target,
             }
         )
 
@@ -399,7 +410,11 @@ def _size(text):
 
 def _limits(options):
     """[(setting, text)] of the options {name: text} that were written. Raises TargetdError."""
-    found = [(name + '-limit', text) for name, text in sorted(options.items()) if text is not None]
+    found = [
+        (name if name.endswith('-target') else name + '-limit', text)
+        for name, text in sorted(options.items())
+        if text is not None
+    ]
     if not found:
         raise TargetdError('no limit is named; write %s' % ' or '.join('--' + n for n in options))
     return found
