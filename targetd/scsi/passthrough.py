@@ -103,7 +103,11 @@ def _prepare(unit: 'LogicalUnit', task: 'Task', transfer: Transfer) -> None:
     length = passthrough_opcodes.wanted_length(transfer, task.cdb, unit.facts.transfer_block)
     if length is None:
         length = given_out if direction == 'out' else given_in
-    if length > (unit.facts.maximum_transfer_length or length):
+    limit = unit.facts.maximum_transfer_length or length
+    if length > limit and given_in <= limit and passthrough_opcodes.is_allocation(transfer):
+        # the initiator takes less than that, and the device may send less
+        task.cdb, length = passthrough_opcodes.with_length(transfer, task.cdb, limit), limit
+    if length > limit:
         raise sense.invalid_field_in_cdb(transfer.offset or 2)
     # less than the device expects would be completed with anything; what it does not expect gets lost
     if given_out < length if direction == 'out' else given_out:

@@ -346,3 +346,14 @@ def wanted_length(transfer: Transfer, code: bytes, block_length: int) -> Optiona
     if transfer.unit == 'blocks':
         return (count or (256 if code[0] in (0x08, 0x0A) else 0)) * block_length
     return count
+
+
+def is_allocation(transfer: Transfer) -> bool:
+    """Is the length in the CDB an allocation length (SPC-4 4.2.5.6), of which the device may send less?"""
+    return transfer.direction == 'in' and transfer.unit == 'bytes' and transfer.size > 0
+
+
+def with_length(transfer: Transfer, code: bytes, length: int) -> bytes:
+    """The CDB with another length in it."""
+    end = transfer.offset + transfer.size
+    return code[: transfer.offset] + length.to_bytes(transfer.size, 'big') + code[end:]

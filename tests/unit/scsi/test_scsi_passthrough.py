@@ -124,6 +124,13 @@ def test_more_data_than_the_host_can_transfer_is_refused_at_the_field():
     assert (error.key, error.asc, error.field) == (5, 0x24, (7, None, True))
 
 
+def test_an_allocation_length_beyond_the_limit_is_shortened():
+    unit = real(kind=CHANGER)
+    assert len(do(unit, cdb('b8 10 0000 ffff 00 ffffff 00 00'), edtl=8192)) == 1 << 20
+    assert unit.store.commands == [('b8100000ffff001000000000', b'', 1 << 20, 900)]
+    assert sense_of(unit, cdb('b8 10 0000 ffff 00 ffffff 00 00'), edtl=1 << 21) == (5, 0x24, 0)
+
+
 def test_a_tape_transfers_what_the_initiator_says():
     unit = real(kind=TAPE)
     assert len(do(unit, cdb('08 01 000003 00'), edtl=3 * 10240)) == 3 * 10240
