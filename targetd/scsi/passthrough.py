@@ -341,7 +341,7 @@ def vpd_page(unit: 'LogicalUnit', code: int) -> bytes:
 
 
 def own_designators(page: bytes) -> bytes:
-    """The designators of the logical unit in a page 83h (SPC-4 7.8.6)."""
+    """The designators of the logical unit in a page 83h (SPC-4 7.7.3)."""
     found, at = b'', 4
     while at + 4 <= len(page):
         end = at + 4 + page[at + 3]
@@ -387,7 +387,7 @@ def _run_request_sense(task):
 
 
 def prevent_allow(unit: 'LogicalUnit', task: 'Task') -> None:
-    """PREVENT ALLOW MEDIUM REMOVAL, SPC-4 6.18. The device knows one nexus. It is told to prevent the removal
+    """PREVENT ALLOW MEDIUM REMOVAL, SBC-3 5.10. The device knows one nexus. It is told to prevent the removal
     before the master notes that this nexus wants so; and the master tells it to allow the removal when no
     nexus prevents it any more, also after the end of a session."""
     task.length = 0

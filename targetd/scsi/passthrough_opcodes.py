@@ -18,7 +18,7 @@ from targetd.scsi import cdb, opcodes
 from targetd.scsi.opcodes import Row, row_of
 from targetd.scsi.reservation_classes import ALWAYS, PREVENT, READ, START_STOP, STATUS, WRITE
 
-# Peripheral device types, SPC-4 table 141
+# Peripheral device types, SPC-4 6.6.2
 DISK, TAPE, OPTICAL, OPTICAL_MEMORY, CHANGER, ENCLOSURE = 0x00, 0x01, 0x05, 0x07, 0x08, 0x0D
 SIMPLIFIED_DISK, ZONED = 0x0E, 0x14
 DISKS = frozenset((DISK, OPTICAL_MEMORY, SIMPLIFIED_DISK, ZONED))
@@ -349,7 +349,7 @@ def wanted_length(transfer: Transfer, code: bytes, block_length: int) -> Optiona
 
 
 def is_allocation(transfer: Transfer) -> bool:
-    """Is the length in the CDB an allocation length (SPC-4 4.2.5.6), of which the device may send less?"""
+    """Is the length in the CDB an allocation length (SPC-4), of which the device may send less?"""
     return transfer.direction == 'in' and transfer.unit == 'bytes' and transfer.size > 0
 
 
