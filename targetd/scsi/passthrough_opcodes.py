@@ -19,19 +19,9 @@ from targetd.scsi.opcodes import Row, row_of
 from targetd.scsi.reservation_classes import ALWAYS, PREVENT, READ, START_STOP, STATUS, WRITE
 
 # Peripheral device types, SPC-4 6.6.2
-DISK, TAPE, OPTICAL, OPTICAL_MEMORY, CHANGER, ENCLOSURE = 0x00, 0x01, 0x05, 0x07, 0x08, 0x0D
+DISK, TAPE, OPTICAL, OPTICAL_MEMORY, CHANGER = 0x00, 0x01, 0x05, 0x07, 0x08
 SIMPLIFIED_DISK, ZONED = 0x0E, 0x14
 DISKS = frozenset((DISK, OPTICAL_MEMORY, SIMPLIFIED_DISK, ZONED))
-NAMES = {
-    DISK: 'disk',
-    TAPE: 'tape drive',
-    OPTICAL: 'optical drive',
-    OPTICAL_MEMORY: 'optical disk',
-    CHANGER: 'medium changer',
-    ENCLOSURE: 'enclosure',
-    SIMPLIFIED_DISK: 'disk',
-    ZONED: 'zoned disk',
-}
 
 #: Seconds that a command may take: usually; if it moves a tape or a medium; if it processes a whole medium.
 NORMAL, MOVING, LONG = 60, 900, 86400

@@ -163,9 +163,12 @@ def describe_medium(lun, path):
     Raises StoreError."""
     if lun.type == 'passthrough':
         device = sg_nodes.resolve_device(lun.backing_store)
+        key = sg_nodes.stable_key(device)
+        if key.startswith('device:'):  # it has only the name of its node, which may change
+            key = 'model:%s %s' % (device.vendor, device.model)
         return {
             'named': lun.backing_store,
-            'key': sg_nodes.stable_key(device),
+            'key': key,
             'is_file': False,
             'size': 0,  # that of a medium can change
             'shown': device.shown,

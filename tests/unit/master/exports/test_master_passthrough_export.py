@@ -245,6 +245,13 @@ def test_another_device_at_the_node_is_noticed(found_by_name, monkeypatch):
     assert 'another' in str(refused.value) and 'targetdctl accept' in str(refused.value)
 
 
+def test_a_device_without_a_name_may_get_another_node(found_by_name, monkeypatch):
+    for node in ('sg3', 'sg7'):
+        other = found_by_name._replace(wwn='', serial='', name=node)
+        monkeypatch.setattr(sg_nodes, 'resolve_device', lambda text, other=other: other)
+        assert known_media.describe_medium(LUN, node)['key'] == 'model:HP Ultrium 6-SCSI'
+
+
 def test_the_medium_of_a_lun(found_by_name, monkeypatch):
     assert open_medium.medium_of(LUN) == (found_by_name, found_by_name.node)
     assert open_medium.medium_of(Lun(0, type='ram')) == (None, None)
