@@ -1,5 +1,7 @@
 """Long runs of checks of which the tests do some seconds: python -m tests.longrun NAME.
 
+  ceph        images of a Ceph cluster of one node with libiscsi's suite, and servers that are killed or
+              suspended under load and replaced, again and again (needs Debian's Ceph packages)
   kills       workers and the master are killed with SIGKILL while sessions write and verify
   floods      strangers flood the portal while honest clients log in, which are timed (root only)
   power-cuts  what reaches the disk is recorded in the guest, and the power is cut at --cuts places in
@@ -32,6 +34,7 @@ import tempfile
 # the tests' plain modules
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
+import ceph_runs  # noqa: E402
 import floods  # noqa: E402
 import fuzz  # noqa: E402
 import guest_runs  # noqa: E402
@@ -43,6 +46,7 @@ import takeovers  # noqa: E402
 import upgrades  # noqa: E402
 
 RUNS = {
+    'ceph': ceph_runs.run_ceph,
     'floods': floods.run_floods,
     'fuzz': fuzz.run_fuzz,
     'kills': kills.run_kills,

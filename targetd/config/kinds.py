@@ -1,7 +1,7 @@
 """The kinds of value that a setting can have: how each is read, written back and described.
 
-May import config.words, host.disks for the selectors of a disk, and nbd.uri. Kinds of network values are in
-config.network_kinds, those of SCSI values in config.scsi_kinds. A kind has
+May import config.words. Kinds of network values are in config.network_kinds, those of SCSI values in
+config.scsi_kinds, those of media in config.place_kinds. A kind has
 
     read(items)              the value of the items that words.split returned; raises Unusable
     show(value)              the text that read() converts to the same value
@@ -15,8 +15,6 @@ import re
 import time
 
 from targetd.config.words import Unusable, join
-from targetd.host import disks
-from targetd.nbd import uri
 
 
 def nearest(word, known):
@@ -268,43 +266,6 @@ class Path(Kind):
         return os.path.normpath(
             os.path.join(directory, os.fsdecode(value.encode('utf-8', 'surrogateescape')))
         )
-
-
-class StorePath(Path):
-    """A backing store: a path, serial:…, wwn:… or another selector of host.disks, or the URI of an NBD export
-    -> str."""
-
-    SELECTOR = re.compile('([a-z][a-z-]*):(?!//)(.*)$', re.DOTALL)
-    says = (
-        'a path, a selector of a disk (serial:NUMBER, wwn:0xNUMBER, by-id:NAME or model:NAME), or '
-        'nbd://HOST/EXPORT'
-    )
-
-    def parse(self, text):
-        match = self.SELECTOR.match(super(StorePath, self).parse(text))
-        if uri.is_uri(text):
-            try:
-                uri.parse_uri(text)
-            except ValueError as e:
-                what, _, remedy = str(e).partition('; ')
-                raise Unusable(what, remedy)
-            return text
-        if match and match.group(1) not in disks.KEYS:
-            near = nearest(match.group(1), disks.KEYS)
-            raise Unusable(
-                '%s: is not a selector of disks' % match.group(1),
-                'did you mean %s:?' % near
-                if near
-                else 'selectors are %s' % ', '.join(key + ':' for key in disks.KEYS),
-            )
-        if match and not match.group(2).strip():
-            raise Unusable('the value after %s: is missing' % match.group(1), 'write ' + self.says)
-        return text
-
-    def resolve(self, value, directory):
-        if self.SELECTOR.match(value) or uri.is_uri(value):
-            return value
-        return super(StorePath, self).resolve(value, directory)
 
 
 class Choice(Kind):

@@ -157,6 +157,9 @@ def _passthrough(lun, stores):
 
 
 def _unit_state(lun):
+    if lun.unit_state.startswith('rados:') and lun.atomic_writes:
+        text = 'the journal of atomic-writes cannot be in a pool, and would not follow the disk'
+        return [('unit-state', text, 'name a directory, or write atomic-writes = no')]
     if not lun.unit_state or lun.type not in ('ram', 'null', 'cd', 'tape'):
         return []
     text = 'a lun of type %s has no state that could follow it to another server' % lun.type
@@ -174,6 +177,7 @@ def _nbd(lun, stores):
     """What an export of an NBD server cannot have: it is neither a disk of this host nor a file."""
     if not uri.is_uri(lun.backing_store):
         return []
+    is_image = lun.backing_store.startswith(uri.RBD)
     refused = (
         ('direct-store', 'direct-store' in stores, 'write backing-store in place of it'),
         ('type', lun.type != 'auto', 'remove type'),
@@ -192,7 +196,7 @@ def _nbd(lun, stores):
         ('guard', bool(lun.guard), 'write guard = off'),
         ('health-interval', bool(lun.health_interval), 'write health-interval = 0'),
         ('allow-in-use', lun.allow_in_use, 'remove allow-in-use'),
-        ('unit-state', bool(lun.unit_state), 'remove unit-state'),
+        ('unit-state', bool(lun.unit_state) and not is_image, 'remove unit-state'),
     )
     return [
         (setting, 'a lun on an NBD server cannot have %s' % setting, remedy)

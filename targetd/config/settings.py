@@ -12,7 +12,15 @@ model's class; for a text key it is the key of Target.keys.
 
 from collections import namedtuple
 
-from targetd.config import identities, kinds, map_kinds, network_kinds, schedule_kinds, scsi_kinds
+from targetd.config import (
+    identities,
+    kinds,
+    map_kinds,
+    network_kinds,
+    place_kinds,
+    schedule_kinds,
+    scsi_kinds,
+)
 from targetd.iscsi import keys
 
 LIVE = 'live'  # takes effect immediately, for existing sessions too
@@ -411,20 +419,29 @@ _SIZE_OF_BLOCK = kinds.Auto(kinds.PowerOfTwo(512, 4096))
 
 # fmt: off
 LUN = (
-    _lun('backing-store', kinds.StorePath(), '', NEEDS_LOGOUT,
+    _lun('backing-store', place_kinds.StorePath(), '', NEEDS_LOGOUT,
          'File or disk that is served: a path, or serial:NUMBER, wwn:0xNUMBER or another selector '
          'that finds a disk; or an export of an NBD server: nbd://HOST[:PORT]/EXPORT or '
-         'nbd+unix:///EXPORT?socket=PATH.',
+         'nbd+unix:///EXPORT?socket=PATH; or an image in a Ceph cluster: '
+         'rbd:POOL[/NAMESPACE]/IMAGE[@SNAPSHOT].',
          'Further selectors are by-id:NAME (by-path:, by-uuid:, by-label:, by-partuuid:, '
          'by-partlabel:), model:NAME and size:SIZE; join several with + if one is ambiguous, and '
          'add part:2 for a partition. In a target, backing-store = A, B is short for lun 0 and lun '
          '1. A path like /dev/sdb can refer to another disk after a boot (targetd then refuses to '
          'serve it, see "targetdctl accept"); /dev/disk/by-id, serial: and wwn: cannot.',
          '/dev/disk/by-id/ata-WDC_1', shared=False),
-    _lun('direct-store', kinds.StorePath(), '', NEEDS_LOGOUT,
+    _lun('direct-store', place_kinds.StorePath(), '', NEEDS_LOGOUT,
          'Like backing-store, but initiators see vendor, product, revision and serial number of '
          'the disk itself.',
          example='serial:WD-WCC4E1', shared=False),
+    _lun('ceph-conf', kinds.Path(), '/etc/ceph/ceph.conf', NEEDS_LOGOUT,
+         'The configuration file of the Ceph cluster of a backing-store rbd:…, which names its monitors.',
+         'Debian: python3-rbd and python3-rados are needed. One process for each image opens it, as one '
+         'client of the cluster, and holds its exclusive lock, so no other client can write to it.'),
+    _lun('ceph-user', kinds.Text(64, ascii_only=True), 'targetd', NEEDS_LOGOUT,
+         'The user of the Ceph cluster, without "client.".',
+         "ceph auth get-or-create client.targetd mon 'profile rbd' osd 'profile rbd pool=POOL' -o "
+         '/etc/ceph/ceph.client.targetd.keyring makes one with the necessary capabilities.'),
     _lun('type',
          kinds.Choice('auto', 'file', 'block', 'ram', 'null', 'cd', 'tape', 'passthrough', 'vhdx', 'vhd',
                       'vmdk', 'qcow2', 'vdi'),
@@ -573,16 +590,18 @@ LUN = (
          'that is mounted read-only does not notice what the other initiator writes. A change does not '
          'act on sessions that exist.',
          'cluster'),
-    _lun('unit-state', kinds.Path(), '', NEEDS_LOGOUT,
-         'Directory for the state of the LUN instead of state-dir: reservations, saved mode pages, what has '
-         'failed. It follows the disk to another server.',
+    _lun('unit-state', place_kinds.StatePlace(), '', NEEDS_LOGOUT,
+         'Directory, or pool of a Ceph cluster (rados:POOL[/NAMESPACE]), for the state of the LUN instead of '
+         'state-dir: reservations, saved mode pages, what has failed. It follows the disk to another server.',
          'The directory is on the file system of the data, or on another one that both servers of a pair can '
-         'reach; it must exist, below the mount point. One server at a time holds the state and serves the '
-         'LUN; another one is in standby until "targetdctl takeover". Both need the same server-id (or naa '
-         'and scsi-sn), and the same names and paths. A server that was replaced cannot write the state any '
-         'more, notices that within some seconds and ends its sessions; make certain all the same, before a '
-         'takeover, that it does not write to the disk any more. The journal of atomic-writes is there '
-         'too.', '/srv/disks/state'),
+         'reach; it must exist, below the mount point. A pool is found by ceph-conf and ceph-user; take '
+         'another one than that of the data, because a full pool takes no state. One server at a time holds '
+         'the state and serves the LUN; another one is in standby until "targetdctl takeover". Both need the '
+         'same server-id (or naa and scsi-sn), and the same names and paths. A server that was replaced '
+         'cannot write the state any more, notices that within some seconds and ends its sessions; make '
+         'certain all the same, before a takeover, that it does not write to the disk any more (an image '
+         'rbd:… is taken from it by the cluster). The journal of atomic-writes is in the directory, too.',
+         '/srv/disks/state'),
     _lun('allow-backing-file', kinds.Listed(kinds.Path()), (), NEEDS_LOGOUT,
          'Directories whose files a disk image may name: backing files, data files of qcow2, VMDK extents.',
          'Not written: an image that names another file is not served, since who could write the image has '

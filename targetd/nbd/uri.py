@@ -1,7 +1,9 @@
-"""NBD URIs: where a server is, and which of its exports is meant.
+"""Names of media that an NBD server serves: NBD URIs, which say where a server is and which of its exports is
+meant, and the names of images in a Ceph cluster, which a server of ours serves.
 
 nbd://HOST[:PORT]/EXPORT
 nbd+unix:///EXPORT?socket=PATH
+rbd:POOL[/NAMESPACE]/IMAGE[@SNAPSHOT]
 
 The schemes with TLS (nbds, nbds+unix) and with vsock are refused.
 """
@@ -22,19 +24,26 @@ LONGEST_SOCKET_PATH = 107
 #: export: the name of the export, '' for the default one.
 Address = namedtuple('Address', 'host port path export')
 
+#: An image in a Ceph cluster. namespace, snapshot: '' if there is none.
+Image = namedtuple('Image', 'pool namespace image snapshot')
+
+RBD = 'rbd:'
 _SCHEME = re.compile(r'(nbds?(?:\+[a-z]+)?)://', re.IGNORECASE)
 _AUTHORITY = re.compile(r'(\[[0-9A-Fa-f:.]+\]|[^\[\]:@/?#]*)(?::([0-9]+))?$')
 _ESCAPE = re.compile('%([0-9A-Fa-f]{2})?')
 
 
 def is_uri(text):
-    """Returns True if a text begins as an NBD URI, also one that this module refuses."""
-    return _SCHEME.match(text) is not None
+    """Returns True if a text begins as an NBD URI or the name of an image, also one that this module
+    refuses."""
+    return text.startswith(RBD) or _SCHEME.match(text) is not None
 
 
 def parse_uri(text):
-    """Returns the Address that a URI means. Raises ValueError with a sentence that names the mistake and
-    the remedy."""
+    """Returns the Address or Image that a URI means. Raises ValueError with a sentence that names the mistake
+    and the remedy."""
+    if text.startswith(RBD):
+        return _image(text)
     match = _SCHEME.match(text)
     if match is None:
         raise ValueError('%s is not an NBD URI; write for example nbd://HOST/EXPORT' % text)
@@ -55,6 +64,18 @@ def parse_uri(text):
     if scheme == 'nbd':
         return _tcp(text, authority, query, export)
     return _unix(text, authority, query, export)
+
+
+def _image(text):
+    place, at, snapshot = text[len(RBD) :].partition('@')
+    parts = place.split('/')
+    names = parts + [snapshot] if at else parts
+    if not 2 <= len(parts) <= 3 or not all(names) or '@' in snapshot or '/' in snapshot:
+        raise ValueError(
+            '%s does not name an image; write rbd:POOL/IMAGE, rbd:POOL/NAMESPACE/IMAGE or '
+            'rbd:POOL/IMAGE@SNAPSHOT' % text
+        )
+    return Image(parts[0], parts[1] if len(parts) == 3 else '', parts[-1], snapshot)
 
 
 def _tcp(text, authority, query, export):

@@ -25,6 +25,10 @@ from typing import Any, Dict, Iterable, List, Optional, Tuple
 LONGEST = 16 << 10
 #: Bytes of one message with a part of the data of a change.
 PIECE = 64 << 10
+#: Where in the memory file of an export its server notes the size of the medium, if that can change.
+SIZE_PLACE = 4088
+#: Where it notes with a byte that is 1 that it does not serve the medium any more: another client has it.
+FENCED_PLACE = 4087
 #: A worker waits so long for a keeper that does not take what it leaves.
 LEAVE_SECONDS = 5.0
 
@@ -80,6 +84,16 @@ def received_size(reply: socket.socket, seconds: float) -> int:
     if 'why' in words:
         raise OSError(errno.EIO, str(words['why']))
     return int(words['size'])
+
+
+def noted_size(memory: int) -> int:
+    """Returns the size (bytes) that the server has noted in this memory file; 0 if it notes none."""
+    return int.from_bytes(os.pread(memory, 8, SIZE_PLACE), 'big')
+
+
+def was_fenced(memory: int) -> bool:
+    """True if the server has noted that another client has the medium."""
+    return os.pread(memory, 1, FENCED_PLACE) == b'\1'
 
 
 def end_keepers(controls: Iterable[int], seconds: float) -> None:

@@ -44,13 +44,17 @@ SECOND_SECONDS = 60.0
 
 
 class NbdStore(FlushingStore):
-    """description: also has `multi`, whether the server offers CAN_MULTI_CONN; descriptor: a line
-    to the keeper; claim: a memory file on which the processes lock ranges, and in which each has a byte."""
+    """description: also has `multi`, whether the server offers CAN_MULTI_CONN, and `acknowledges_durable`,
+    whether every write is durable when it is acknowledged; descriptor: a line to the keeper; claim: a
+    memory file on which the processes lock ranges, and in which each has a byte."""
 
     def __init__(self, description: Dict[str, Any], descriptor: int) -> None:
         super(NbdStore, self).__init__(description, descriptor)
         self._flag = description.get('flag') or failure_flags.NO_FLAG
         self._is_multi = bool(description['multi'])
+        # durable writes need no log: what was acknowledged is not lost with the server
+        self._has_cache = not description.get('acknowledges_durable')
+        self._writes_durable = not self._is_multi or not self._has_cache
         self._line = socket.socket(fileno=descriptor)
         self._is_closed = self._has_left = False
         self._speaking = threading.Lock()  # held by who sends messages on the line
@@ -196,7 +200,7 @@ class NbdStore(FlushingStore):
         """Do a change; remember it until it is durable."""
         if durable and self.lost:
             raise failure(self.lost, self.path)
-        durable = durable or not self._is_multi
+        durable = durable or self._writes_durable
         has_fua = bool(self._connection().export.flags & numbers.SEND_FUA)
         if durable and has_fua:
             flags |= numbers.FLAG_FUA
@@ -219,7 +223,7 @@ class NbdStore(FlushingStore):
     # -- flushing ----------------------------------------------------------------------------------
 
     def flush(self, offset: int, length: int) -> None:
-        if not self.read_only:
+        if not self.read_only and self._has_cache:
             super(NbdStore, self).flush(offset, length)
 
     def _flush_medium(self):
@@ -375,6 +379,8 @@ class NbdStore(FlushingStore):
                 words, descriptors = answer
                 if descriptors:
                     break
+                if words.get('final'):
+                    raise failure(errno.ENOLINK, self.path)
                 if slot:
                     return None
                 log.warning('%s cannot be used: it %s; it is tried again', self.path, words['why'])

@@ -89,6 +89,8 @@ class OpenedStore(object):
 
     def resize_check(self) -> int:
         """Returns the current size of the medium in bytes. Raises OSError."""
+        if self._facts.get('ceph') and self.claims:  # its server notes the size
+            return nbd_line.noted_size(self.claims[0]) or self.size
         if self.descriptor is None or self.kind in ('nbd', 'passthrough'):
             return self.size
         if self.kind == 'block':

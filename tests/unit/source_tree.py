@@ -8,7 +8,7 @@ import re
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PACKAGE = os.path.join(ROOT, 'targetd')
 PACKAGES = (
-    'iscsi isns nbd scsi store host config migration rehearsal master worker admin web'.split()
+    'iscsi isns nbd ceph scsi store host config migration rehearsal master worker admin web'.split()
 )
 ENTRY_POINTS = ('cli', 'demo', '__main__')
 

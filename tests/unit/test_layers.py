@@ -31,6 +31,7 @@ ONLY_IN = {
         'admin',
         'rehearsal',
         'web',
+        'ceph',
         'pcapng',
         'kernel_crc32c',
         'store.nbd_connection',
@@ -40,6 +41,7 @@ ONLY_IN = {
     'threading': {
         'worker',
         'channel',
+        'ceph',
         'web',
         'store.nbd_connection',
         'store.nbd_log',
@@ -54,6 +56,8 @@ ONLY_IN = {
     'psutil': {'host.network', 'host.process_usage'},
     'cryptography': {'xts'},
     'bottle': {'web'},
+    'rados': {'ceph'},
+    'rbd': {'ceph'},
 }
 
 #: Functions that only some modules may call.
@@ -263,8 +267,8 @@ def test_base_imports_only_base(path, table, modules):
 def test_architecture_has_the_rules_that_are_checked_here():
     text = read(os.path.join(ROOT, 'ARCHITECTURE.md'))
     for rule in (
-        '`socket` only in master, worker, channel, admin, rehearsal',
-        '`threading` only in worker',
+        '`socket` only in master, worker, channel, ceph, admin, rehearsal',
+        '`threading` only in worker and ceph',
         'locks in channel and the NBD store',
         '`os.fork` only in master',
         'no `logging` in iscsi, scsi',

@@ -9,6 +9,7 @@ A medium that the running server has claimed is examined without a claim.
 import os
 from collections import namedtuple
 
+from targetd.config import lun_rules
 from targetd.errors import StoreError
 from targetd.host import disks, identity, image_info
 from targetd.master.exports.exports import Exports
@@ -83,7 +84,7 @@ def _described(planned):
         return store.shown
     elif store.kind == 'file':
         words.insert(0, store.path)
-    elif store.kind == 'nbd' and store.image:
+    elif store.kind == 'nbd' and store.image in lun_rules.IMAGES:
         words = _image_words(store, words)
     elif store.kind == 'nbd':
         words.insert(0, store.path)

@@ -12,7 +12,7 @@ import stat
 from targetd import compat
 from targetd.errors import StoreError
 from targetd.host import image_formats, image_info
-from targetd.master.exports import image_server, nbd_connecting, nbd_export
+from targetd.master.exports import image_server, nbd_connecting, nbd_export, rbd_export
 from targetd.master.exports.nbd_keeper import start_keeper
 from targetd.nbd import handshake, numbers, uri
 from targetd.store.opened_store import OpenedStore
@@ -84,7 +84,11 @@ def open_image(description, held, plan_only, kind, directories):
 
 def start_again(store):
     """Returns the descriptor of the control socket of a new keeper for an OpenedStore of kind nbd, of an
-    image or a server. Raises OSError."""
+    image, of an image in a Ceph cluster, or of a server. Raises OSError."""
+    if store.image == rbd_export.KIND:
+        return rbd_export.start(
+            store.path, store.offered, store.read_only, store.claims[0], store.ceph, True
+        )
     if store.image:
         return _start_keeper(store.path, store.image, store.offered, store.read_only, store.claims)
     address = uri.parse_uri(store.path)

@@ -11,6 +11,7 @@ greeting, not the connection, says that it is ready; and it does not obey SIGTER
 May import host and nbd. Used by one thread of one process.
 """
 
+import fcntl
 import os
 import shutil
 import signal
@@ -28,6 +29,7 @@ from targetd.nbd import uri
 PROGRAM = 'qemu-nbd'
 STOP_SECONDS = 10.0
 POLL_SECONDS = 0.02
+COPIES = 64  # numbers of descriptors from here on are used while they are put into place
 LISTEN_DESCRIPTOR = 3  # of the socket that the service manager's protocol hands over (LISTEN_FDS)
 #: io_uring costs half the processor time of the threads, where the kernel has it and allows it.
 ASYNCHRONOUS = ('io_uring', 'threads')
@@ -35,6 +37,8 @@ ASYNCHRONOUS = ('io_uring', 'threads')
 
 class ImageServer(object):
     """path: of the image; kind: its format in the names of QEMU; read_only: no program writes to it."""
+
+    PACKAGE = 'qemu-utils'
 
     def __init__(self, path, kind, read_only, program=PROGRAM):
         self._path = path
@@ -49,6 +53,7 @@ class ImageServer(object):
         self._errors = tempfile.TemporaryFile()
         self._ways = list(ASYNCHRONOUS)
         self._pid = None
+        self.status = 0  # of the process that has ended last, as of waitpid
 
     @property
     def pid(self):
@@ -95,7 +100,8 @@ class ImageServer(object):
         if self._pid is None:
             return False
         try:
-            is_over = os.waitpid(self._pid, os.WNOHANG)[0] == self._pid
+            pid, self.status = os.waitpid(self._pid, os.WNOHANG)
+            is_over = pid == self._pid
         except ChildProcessError:
             is_over = True
         if is_over:
@@ -105,7 +111,7 @@ class ImageServer(object):
     def _start(self):
         if shutil.which(self._program) is None:
             raise nbd_connecting.Unavailable(
-                'needs the program %s; install it (Debian: qemu-utils)' % self._program
+                'needs the program %s; install it (Debian: %s)' % (self._program, self.PACKAGE)
             )
         self._errors.seek(0)
         self._errors.truncate()
@@ -123,14 +129,8 @@ class ImageServer(object):
 
     def _become_server(self, parent):
         """[the server's process]"""
-        null = os.open(os.devnull, os.O_RDWR)
-        os.dup2(null, 0)
-        os.dup2(null, 1)
-        os.dup2(self._errors.fileno(), 2)
-        os.dup2(self._listener.fileno(), LISTEN_DESCRIPTOR)
-        child.close_descriptors({0, 1, 2, LISTEN_DESCRIPTOR})
-        os.set_inheritable(LISTEN_DESCRIPTOR, True)
-        become_owner(self._path)
+        self._take_descriptors()
+        self._take_user()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         child.die_with(parent)
@@ -153,6 +153,29 @@ class ImageServer(object):
             )
         except StoreError as e:
             raise Failed(str(e))
+
+    def _descriptors(self):
+        """What the server gets: {number: descriptor}."""
+        return {2: self._errors.fileno(), LISTEN_DESCRIPTOR: self._listener.fileno()}
+
+    def _take_descriptors(self):
+        """[the server's process]"""
+        null = os.open(os.devnull, os.O_RDWR)
+        wanted = {0: null, 1: null}
+        wanted.update(self._descriptors())
+        # first copies with high numbers: the number of one can be the place of another one
+        copies = {
+            number: fcntl.fcntl(descriptor, fcntl.F_DUPFD, COPIES)
+            for number, descriptor in wanted.items()
+        }
+        for number, copy in copies.items():
+            os.dup2(copy, number)
+            os.set_inheritable(number, True)
+        child.close_descriptors(set(wanted))
+
+    def _take_user(self):
+        """[the server's process]"""
+        become_owner(self._path)
 
     def stop(self):
         """End the server, and accept no connection any more."""

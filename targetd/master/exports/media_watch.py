@@ -61,9 +61,11 @@ class MediaWatch(object):
         """Starts to look at all media; the outcome is applied when it is known."""
         self.also()
         groups = {}
-        for unit in self.units.by_id.values():
+        for unit in list(self.units.by_id.values()):
             if unit.store.kind in WATCHED_KINDS and unit.store.descriptor is not None:
                 groups.setdefault(_group_of(unit.store), []).append(unit)
+            elif unit.store.kind == 'nbd' and unit.store.descriptor is not None:
+                self._note_size(unit, unit.store.resize_check())  # reads memory only
         for group, units in groups.items():
             name = ('look', group)
             if name not in self._running and not self.jobs.is_stuck(name):

@@ -19,7 +19,12 @@ _TCP_USER_TIMEOUT = getattr(socket, 'TCP_USER_TIMEOUT', 18)
 
 
 class Unavailable(Exception):
-    """The export cannot be used now; the message is a sentence without a subject, with the remedy."""
+    """The export cannot be used now; the message is a sentence without a subject, with the remedy.
+    is_final: nor later, so that commands need not wait."""
+
+    def __init__(self, why, is_final=False):
+        super(Unavailable, self).__init__(why)
+        self.is_final = is_final
 
 
 #: Interval at which a local server is looked at while it does not answer.

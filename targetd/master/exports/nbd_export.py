@@ -72,6 +72,8 @@ def shared(wanted, store, plan_only):
         multi=store.multi,
         offered=store.offered,
         image=store.image,
+        ceph=getattr(store, 'ceph', None),
+        acknowledges_durable=getattr(store, 'acknowledges_durable', False),
     )
     if plan_only:
         return OpenedStore(facts, None, store.key)

@@ -289,7 +289,7 @@ class Keeper(object):
                 self._address, SECOND_SECONDS if slot else nbd_connecting.SECONDS
             )
         except Unavailable as e:
-            self._failed(str(e))
+            self._failed(str(e), e.is_final)
             return
         try:
             nbd_connecting.require_same(self._before, export, self._read_only)
@@ -303,8 +303,12 @@ class Keeper(object):
         else:
             self._give(sock, export)
 
-    def _failed(self, why):
+    def _failed(self, why, is_final=False):
         self._back_off_more()
+        if is_final:
+            for line, _ in self._waiting:
+                self._send(line, {'why': why, 'final': True})
+            self._waiting.clear()
         for flag in self._unflushed:  # their changes are not known any more
             failure_flags.set_flag(flag)
         self._unflushed.clear()

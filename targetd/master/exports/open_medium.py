@@ -17,10 +17,11 @@ from targetd.master.exports import (
     known_media,
     nbd_export,
     passthrough_export,
+    rbd_export,
     unit_identity,
 )
 from targetd.master.exports.resizing import grow
-from targetd.master.state import journal_recovery, key_files, undo_files, unit_state
+from targetd.master.state import journal_recovery, key_files, state_places, undo_files
 from targetd.master.units import descriptions, guards
 from targetd.nbd import uri
 from targetd.scsi.facts import DEFAULTS
@@ -66,9 +67,9 @@ def open_medium(
         data_key, key = unit_identity.data_key(target.name, lun, path)
         place = _place_of_state(target, lun, key, state, plan_only)
         image = image_export.format_of(lun, path, known)
-        store, grown_from = _open_store(lun, device or path, held, plan_only, is_served, image)
+        store, grown = _open_store(lun, device or path, held, plan_only, is_served, image, state)
         _require_same_content(target, lun, store, known)
-        left = journal_recovery.journal_path(place.path, data_key)
+        left = journal_recovery.journal_path(place.journal_directory, data_key)
         check, saved = '', {}
         rolled_back = 0 if plan_only else _settle_journals(lun, state, key, left, store, held)
         if not plan_only or os.path.exists(lun.encryption_key_file):
@@ -94,7 +95,7 @@ def open_medium(
         'journal': left,
         'has_journal': bool(created),
         'rolled_back': rolled_back,
-        'grown_from': grown_from,
+        'grown_from': grown,
         'seen': seen,
         'contents': [signatures.one_line(each) for each in found],
         'auto_assembled': [signatures.one_line(each) for each in signatures.auto_assembled(found)],
@@ -128,12 +129,15 @@ def _require_turn(target, lun, path, state, plan_only):
 
 def _place_of_state(target, lun, key, state, plan_only, takes=True):
     """Returns what keeps the state of the LUN: `state`, or a UnitState that this server holds from now on,
-    so that it may change the medium. takes: False if it only looks whether it may. Raises Standby if it must
-    not serve the LUN, StoreError."""
-    place, which = unit_state.place_of(state, lun), (target.name, lun.number)
+    so that it may change the medium. takes: False if it only looks whether it may. By order, an image in a
+    Ceph cluster is first taken from all other clients. Raises Standby if it must not serve the LUN,
+    StoreError."""
+    place, which = state_places.place_of(state, lun), (target.name, lun.number)
     if lun.unit_state and not plan_only:
         get = place.take if takes else place.require_turn
         is_ordered, is_active = which in state.ordered, which in state.active
+        if takes and is_ordered and rbd_export.is_image(lun.backing_store) and not lun.readonly:
+            rbd_export.fence(lun.backing_store, rbd_export.place_of(lun, state.path))
         try:
             get(key, target.name, is_ordered, is_active, target.serving == 'when-active')
         except Standby as e:
@@ -250,9 +254,9 @@ def key_of_path(path):
     return 'file', status.st_dev, status.st_ino
 
 
-def _open_store(lun, path, held, plan_only, is_served, image):
+def _open_store(lun, path, held, plan_only, is_served, image, state):
     """Returns (OpenedStore, the size of the file before it was extended, or None). path: or the ScsiDevice;
-    image: as returned by image_export.format_of."""
+    image: as returned by image_export.format_of; state: StateDirectory."""
     if lun.type == passthrough_export.KIND:
         return passthrough_export.open_device(path, lun, held, is_served, plan_only), None
     description = {
@@ -274,6 +278,9 @@ def _open_store(lun, path, held, plan_only, is_served, image):
         description.update(kind='file', tape=True)
     elif lun.type not in ('auto', 'cd'):
         description['kind'] = lun.type
+    if rbd_export.is_image(path):
+        ceph = rbd_export.place_of(lun, state.path)
+        return rbd_export.open_image(description, held, plan_only, ceph), None
     if path is not None and uri.is_uri(path):
         return nbd_export.open_export(description, held, plan_only), None
     grows = path is not None and os.path.isfile(path)

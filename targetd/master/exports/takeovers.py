@@ -14,9 +14,11 @@ there.
 from targetd import events, log
 from targetd.errors import TargetdError
 from targetd.master.exports.exports import UnavailableLun
-from targetd.master.state import unit_state
+from targetd.master.state import state_places
+from targetd.store import nbd_line
 
 SECONDS = 2.0  # interval at which a server looks whether it still holds the states
+POOL_ROUNDS = 5  # of them, at which it looks into a pool of a Ceph cluster, which costs a process
 
 
 class Takeovers(object):
@@ -32,6 +34,7 @@ class Takeovers(object):
         self._replacements = replacements
         self._configuration = configuration
         self._timer = None
+        self._round = 0
         self._looking = set()  # names of jobs that have not answered
         exports.units.replication.on_taken_over = self.lost
         exports.units.on_refresh = self._refresh
@@ -125,7 +128,7 @@ class Takeovers(object):
             done([])
 
     def _release(self, units, done):
-        places = [(unit_state.place_of(self._state, unit.lun), unit.key) for unit in units]
+        places = [(state_places.place_of(self._state, unit.lun), unit.key) for unit in units]
 
         def in_child():
             for place, key in places:
@@ -160,13 +163,14 @@ class Takeovers(object):
         has it. Does nothing for a unit that is not served."""
         if self._units.by_id.get(unit.id) is not unit:
             return
+        remedy = 'it is served again when this server can open it'
+        if unit.lun.unit_state:
+            remedy = (
+                'this server does not write to it again until it is ordered to: targetdctl takeover %s'
+                % unit.target_name
+            )
         log.error(
-            'unit %s is not served any more: %s; this server does not write to %s again until it is ordered '
-            'to: targetdctl takeover %s',
-            unit.id,
-            why,
-            unit.store.path,
-            unit.target_name,
+            'unit %s, %s, is not served any more: %s; %s', unit.id, unit.store.path, why, remedy
         )
         events.emit('taken_over', unit=unit.id, path=unit.store.path, why=why)
         target = self._configuration().targets.get(unit.target_name)
@@ -199,9 +203,15 @@ class Takeovers(object):
 
     def _look(self):
         self._timer = self._loop.call_later(SECONDS, self._look)
+        self._round += 1
         by_directory = {}
         for unit in list(self._units.by_id.values()) + list(self._units.in_standby.values()):
-            if unit.lun.unit_state:
+            if unit.store.kind == 'nbd' and unit.store.claims:
+                if nbd_line.was_fenced(unit.store.claims[0]):  # reads memory only
+                    self.lost(unit, 'another client of the Ceph cluster has its image')
+                    continue
+            is_due = not state_places.is_pool(unit.lun.unit_state) or not self._round % POOL_ROUNDS
+            if unit.lun.unit_state and is_due:
                 by_directory.setdefault(unit.lun.unit_state, []).append(unit)
         for directory, units in by_directory.items():
             name = ('holders', directory)
@@ -210,7 +220,9 @@ class Takeovers(object):
                 self._look_in(name, units)
 
     def _look_in(self, name, units):
-        places = [(unit.id, unit_state.place_of(self._state, unit.lun), unit.key) for unit in units]
+        places = [
+            (unit.id, state_places.place_of(self._state, unit.lun), unit.key) for unit in units
+        ]
 
         in_standby = set(self._units.in_standby)
 
@@ -232,7 +244,7 @@ class Takeovers(object):
 
     def _refresh(self, unit, done):
         """Read the state of a StandbyUnit again; done(True if its sessions have what is saved)."""
-        place = unit_state.place_of(self._state, unit.lun)
+        place = state_places.place_of(self._state, unit.lun)
 
         def answered(answer):
             shown = answer.values.get('shown')

@@ -20,7 +20,7 @@ from targetd.channel import ChannelClosed
 from targetd.master.processes import child
 from targetd.master.processes.loop import READ, WRITE
 from targetd.master.state.state_directory import store_document
-from targetd.master.state.unit_state import store_held
+from targetd.master.state.state_places import store_held
 
 SECONDS = 30.0  # for one file; a longer wait is a disk that does not answer
 CLOSE_SECONDS = 10.0

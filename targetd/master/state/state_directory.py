@@ -99,6 +99,11 @@ class StateDirectory(object):
             os.close(self.descriptor)
             self.descriptor = None
 
+    @property
+    def journal_directory(self):
+        """Where the journals of atomic writes are."""
+        return self.path
+
     def file_of(self, key):
         """Returns the path of the state file of the unit with this key, which is derived from the
         target's name and from the data, not from the LUN."""
@@ -132,9 +137,19 @@ def file_name(key):
 def read_document(path, check=lambda document: None):
     """Returns the document of a state file, which has `state`; {} if there is no file. check(document)
     raises ValueError, KeyError or TypeError if anything else in it is damaged. Raises StoreError."""
-    try:
+
+    def read():
         with os.fdopen(open_trusted(path, os.O_RDONLY), encoding='utf-8') as f:
-            document = json.load(f)
+            return json.load(f)
+
+    return checked_document(path, read, check)
+
+
+def checked_document(path, read, check):
+    """Returns what read() returns, a document of this path, which has `state`; {} if there is none. The rest
+    as for read_document()."""
+    try:
+        document = read()
         require_known_format(path, document['version'], VERSION)
         if not isinstance(document['state'], dict):
             raise ValueError('it has no state')

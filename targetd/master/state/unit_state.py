@@ -20,7 +20,6 @@ import time
 from collections import namedtuple
 
 from targetd.errors import Standby, StoreError
-from targetd.host import identity
 from targetd.master.state import state_directory
 from targetd.trusted_path import open_trusted
 
@@ -34,22 +33,14 @@ Node = namedtuple('Node', 'id name')
 TAKEN_OVER = errno.ESHUTDOWN
 
 
-def place_of(state, lun):
-    """Returns what keeps the state of this model.Lun: the StateDirectory `state`, or a UnitState, which has
-    the same methods document, file_of and load, and the attribute node. Raises TargetdError."""
-    if not lun.unit_state:
-        return state
-    if state.this_node is None:
-        state.this_node = Node(identity.node_id(state.path), os.uname().nodename)
-    return UnitState(lun.unit_state, state.this_node)
-
-
 class UnitState(object):
-    """The files in one directory. node: the Node of this server."""
+    """The files in one directory. node: the Node of this server. (rados_state has the same with objects.)"""
 
     def __init__(self, path, node):
         self.path = path
+        self.name = path  # for messages
         self.node = node
+        self.journal_directory = path  # of the journals of atomic writes
 
     def file_of(self, key):
         """Returns the path of the state file of the unit with this key."""
@@ -94,12 +85,12 @@ class UnitState(object):
         counts as that of this boot."""
         self._require_directory()
         try:
-            with _locked(self.file_of(key)):
+            with self._locked(key):
                 return self._take(key, name, is_ordered, is_active, waits_for_order)
         except OSError as e:
             raise StoreError(
                 'the state of the unit in unit-state %s cannot be used: %s; correct that, or name another '
-                'directory' % (self.path, e.strerror)
+                'place' % (self.name, e.strerror)
             )
 
     def _take(self, key, name, is_ordered, is_active, waits_for_order):
@@ -127,7 +118,7 @@ class UnitState(object):
         if holder and holder['id'] != self.node.id:
             raise Standby(
                 'standby: the server %s holds its state in %s; make certain that that server does not '
-                'write to the disk any more; %s' % (holder['name'], self.path, remedy)
+                'write to the disk any more; %s' % (holder['name'], self.name, remedy)
             )
         if waits_for_order:
             raise Standby('standby: its target has serving = when-active; %s' % remedy)
@@ -137,7 +128,7 @@ class UnitState(object):
     def release(self, key):
         """Nobody holds the state of this key any more; does nothing if another server holds it. Raises
         OSError, StoreError."""
-        with _locked(self.file_of(key)):
+        with self._locked(key):
             found = self._read(key)
             holder = found.get('holder')
             if holder and holder['id'] == self.node.id:
@@ -157,12 +148,12 @@ class UnitState(object):
 
     def _read(self, key):
         """Returns the document of a file; {} if there is none. Raises StoreError."""
-        return state_directory.read_document(self.file_of(key), _require_holder)
+        return state_directory.read_document(self.file_of(key), require_holder)
 
     def save(self, key, state, medium=None):
         """Writes this dict, and what document() says about the medium, to stable storage. Raises
         OSError, with the error number TAKEN_OVER if this server does not hold the state."""
-        with _locked(self.file_of(key)):
+        with self._locked(key):
             try:
                 found = self._read(key)
             except StoreError as e:
@@ -183,25 +174,23 @@ class UnitState(object):
             'medium': found.get('medium'),
             'epoch': found['epoch'],  # counts the changes of the holder
         }
+        self._store(key, document)
+
+    def _store(self, key, document):
         text = json.dumps(document, indent=1, sort_keys=True)
         state_directory.write_durably(self.file_of(key), text)
 
+    def _locked(self, key):
+        return _locked(self.file_of(key))
 
-def _require_holder(document):
+
+def require_holder(document):
     """Raises ValueError, KeyError or TypeError unless the document says who holds the state, or that nobody
     does."""
     holder = document['holder']
     is_sound = holder is None or (isinstance(holder['id'], str) and isinstance(holder['name'], str))
     if not (is_sound and isinstance(document['epoch'], int)):
         raise ValueError('its holder is unknown')
-
-
-def store_held(path, text, node):
-    """Writes what UnitState.document() returned to its file. node: (id, name) of the server that must hold
-    the state. Raises OSError as UnitState.save() does."""
-    wanted = json.loads(text)
-    place = UnitState(os.path.dirname(path), Node(*node))
-    place.save(wanted['unit'], wanted['state'], wanted['medium'])
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import functools
 import time
 
 from targetd import events, log
-from targetd.master.state import unit_state
+from targetd.master.state import state_places, unit_state
 from targetd.master.state.saver import DirectSaver, OutcomeUnknown
 from targetd.master.units import fault_transitions, shared_state, sharing, transitions
 from targetd.master.units.acknowledgements import Acknowledgements
@@ -76,7 +76,7 @@ class Replication(object):
                 self.on_taken_over(unit, error.strerror)
 
         self._saved[unit.key] = state
-        place = unit_state.place_of(self.state, unit.lun)
+        place = state_places.place_of(self.state, unit.lun)
         medium = {'facts': unit.facts, 'size': unit.replicated_size}
         path, text = place.document(unit.key, state, medium)
         self.saver.write(path, text, saved, place.node)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from targetd.config import kinds, network_kinds, scsi_kinds
+from targetd.config import kinds, network_kinds, place_kinds, scsi_kinds
 from targetd.config import settings as table
 from targetd.config.words import Unusable, split
 
@@ -84,8 +84,11 @@ def read(kind, text):
             ('10.0.0.1', '10.0.0.2', '::1'),
         ),
         (kinds.KeyWords('None', 'CRC32C'), 'crc32c,none', ('CRC32C', 'None')),
-        (kinds.StorePath(), 'serial:WD-1', 'serial:WD-1'),
-        (kinds.StorePath(), '/srv/a b.img', '/srv/a b.img'),
+        (place_kinds.StorePath(), 'serial:WD-1', 'serial:WD-1'),
+        (place_kinds.StorePath(), '/srv/a b.img', '/srv/a b.img'),
+        (place_kinds.StorePath(), 'rbd:disks/erp@monday', 'rbd:disks/erp@monday'),
+        (place_kinds.StatePlace(), 'rados:states/erp', 'rados:states/erp'),
+        (place_kinds.StatePlace(), '/srv/state', '/srv/state'),
         (kinds.Filters(), 'delay read=10ms, trace', ('delay read=10ms', 'trace')),
     ],
 )
@@ -159,8 +162,10 @@ def test_a_value_is_understood(kind, text, value):
         (kinds.Account(), 'a ""', 'empty secret'),
         (kinds.Account(), '"" b', 'empty name'),
         (kinds.Account(), 'a b, c d', 'one account'),
-        (kinds.StorePath(), 'seriall:1', 'did you mean serial:'),
-        (kinds.StorePath(), 'wwn:', 'the value after wwn: is missing'),
+        (place_kinds.StorePath(), 'seriall:1', 'did you mean serial:'),
+        (place_kinds.StorePath(), 'wwn:', 'the value after wwn: is missing'),
+        (place_kinds.StorePath(), 'rbd:erp', 'write rbd:POOL/IMAGE'),
+        (place_kinds.StatePlace(), 'rados:', 'write rados:POOL'),
         (kinds.Filters(), 'dealy 1s', 'did you mean delay'),
     ],
 )

@@ -115,7 +115,8 @@ OTHER_WORDS = set(
     'aes-xts-plain apt-get copy-on-write dm-crypt erp-back grub-mkstandalone iscsi-ls log-structured '
     'ceph-iscsi power-cuts tgt-admin read-only reverse-password reverse-username secret-of mon-fri '
     'first-write-snapshot solid-state live-change was-size open-iscsi targetd-iscsi targetd-web '
-    'targetd-networks when-active qemu-nbd qemu-img qemu-utils targetd-nbd undo-journal'.split()
+    'targetd-networks targetd-rbd get-or-create exclusive-lock when-active qemu-nbd qemu-img qemu-utils '
+    'targetd-nbd undo-journal'.split()
 )
 OTHER_ASSIGNMENTS = {'FILE', 's', 'live-change', 'was-size'}  # placeholders, and lines of live.conf
 

@@ -53,3 +53,24 @@ def test_what_cannot_be_used_is_refused_with_the_reason(text, words):
 def test_a_path_is_not_a_uri():
     assert not is_uri('/nbd://x')
     assert not is_uri('serial:nbd')
+
+
+@pytest.mark.parametrize(
+    'text, image',
+    [
+        ('rbd:disks/erp', ('disks', '', 'erp', '')),
+        ('rbd:disks/tests/erp', ('disks', 'tests', 'erp', '')),
+        ('rbd:disks/tests/erp@monday', ('disks', 'tests', 'erp', 'monday')),
+    ],
+)
+def test_the_name_of_an_image(text, image):
+    assert is_uri(text) and parse_uri(text) == image
+
+
+@pytest.mark.parametrize(
+    'text', ['rbd:', 'rbd:erp', 'rbd:disks/', 'rbd:a/b/c/d', 'rbd:a/b@', 'rbd:a/b@c@d', 'rbd:a//b']
+)
+def test_what_is_not_the_name_of_an_image(text):
+    with pytest.raises(ValueError) as caught:
+        parse_uri(text)
+    assert 'rbd:POOL/IMAGE' in str(caught.value)

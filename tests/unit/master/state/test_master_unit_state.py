@@ -8,7 +8,8 @@ import pytest
 
 from targetd.errors import Standby, StoreError
 from targetd.master.state import unit_state
-from targetd.master.state.unit_state import Node, UnitState, store_held
+from targetd.master.state.state_places import store_held
+from targetd.master.state.unit_state import Node, UnitState
 
 KEY = 'iqn.2026-11.test:disk\0file:/srv/disk.img'
 RESERVED = {'reservations': {'registrations': []}, 'boot_id': 'of-another-boot'}

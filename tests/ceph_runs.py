@@ -1,0 +1,46 @@
+"""The long run with a Ceph cluster: the tests of tests/client/test_client_ceph.py with libiscsi's suite,
+which takes minutes, then takeovers of a server that is killed or suspended under load, again and again."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+
+from daemon import ROOT
+
+TESTS = os.path.join(ROOT, 'tests', 'client', 'test_client_ceph.py')
+#: The variable that has the long tests run.
+LONG = 'TARGETD_LONG_TESTS'
+ROUND_SECONDS = 1800
+
+
+def run_ceph(directory, seconds, seed):
+    """Returns (figures, complaints). seed: not used."""
+    end = time.monotonic() + seconds
+    figures, complaints = {'passed tests': 0, 'rounds of takeovers': 0}, []
+    _run(directory, [], figures, complaints)
+    while time.monotonic() < end and not complaints:
+        _run(directory, ['-k', 'replaced'], figures, complaints)
+        figures['rounds of takeovers'] += 1
+    return figures, complaints
+
+
+def _run(directory, words, figures, complaints):
+    done = subprocess.run(
+        [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', TESTS] + words,
+        cwd=ROOT,
+        env=dict(os.environ, TARGETD_CLIENTS='required', **{LONG: 'yes'}),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=ROUND_SECONDS,
+    )
+    text = done.stdout.decode('utf-8', 'replace')
+    with open(os.path.join(directory, 'ceph.log'), 'a', encoding='utf-8') as f:
+        f.write(text)
+    passed = re.search(r'(\d+) passed', text)
+    figures['passed tests'] += int(passed.group(1)) if passed else 0
+    complaints += re.findall(r'^(?:FAILED|ERROR).*', text, re.M)
+    if done.returncode and not complaints:
+        complaints.append(text[-500:])

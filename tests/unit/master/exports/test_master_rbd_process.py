@@ -1,0 +1,46 @@
+"""The store process of a Ceph image, where it cannot serve: it says why, and is not started again once it was
+fenced. (tests/client/test_client_ceph.py has those that serve.)"""
+
+import os
+import sys
+
+import pytest
+
+from targetd import compat
+from targetd.ceph import rbd_server
+from targetd.master.exports import rbd_process
+from targetd.master.exports.nbd_connecting import Unavailable
+from targetd.master.processes import outside
+
+CEPH = {'conf': '/nowhere/ceph.conf', 'user': 'nobody', 'node': 'n', 'host': 'h', 'boot': 'b'}
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """An RbdServer whose interpreter is that of the tests, which has no module rados."""
+    memory = compat.memory_file('test', 4096)
+    interpreter = str(tmp_path / 'python3')
+    with open(interpreter, 'w') as f:
+        f.write('#!/bin/sh\nexec "%s" "$@"\n' % sys.executable)
+    os.chmod(interpreter, 0o755)
+    monkeypatch.setattr(outside, 'INTERPRETERS', (interpreter,))
+    made = rbd_process.RbdServer('rbd:disks/one', CEPH, False, memory)
+    yield made
+    made.stop()
+    os.close(memory)
+
+
+def test_python_without_the_modules_names_the_packages(server):
+    with pytest.raises(Unavailable) as caught:
+        server.connect(None, 10)
+    assert 'python3-rados and python3-rbd' in str(caught.value)
+
+
+def test_a_process_that_was_fenced_is_not_started_again(server, monkeypatch):
+    program = 'import os; os.write(2, b"was taken over by two\\n"); os._exit(%d)'
+    monkeypatch.setattr(outside, 'PROGRAM', program % rbd_server.FENCED)
+    for _ in range(2):
+        with pytest.raises(Unavailable) as caught:
+            server.connect(None, 10)
+        assert 'was taken over by two' in str(caught.value)
+    assert 'until the LUN is removed and added again' in str(caught.value)
