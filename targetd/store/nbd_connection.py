@@ -14,6 +14,7 @@ A server that does not answer is waited for without a limit, as a disk is. Any t
 import errno
 import os
 import socket
+import struct
 import threading
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -21,6 +22,8 @@ from targetd.nbd import messages, numbers
 from targetd.nbd.handshake import Export
 
 RECEIVE_BYTES = 64 << 10
+#: A chunk of data with its offset: magic, flags, type, cookie, bytes of the payload, offset.
+DATA_REPLY = struct.Struct('>IHHQIQ')
 
 
 class Lost(Exception):
@@ -108,8 +111,7 @@ class Connection(object):
                 self._send(header, data)
         except OSError as e:
             self.fail('nothing can be sent: %s' % (e.strerror or e))
-        with self._lock:
-            request.is_sent = True
+        request.is_sent = True  # a reader that leaves before this is seen by _wait()
         self._wait(request)
         if request.is_lost or request.error == errno.ESHUTDOWN:
             self.fail('the server is shutting down')  # unless it has failed before
@@ -135,7 +137,9 @@ class Connection(object):
     def _wait(self, request):
         while True:
             with self._lock:
-                request.is_woken = False
+                if request.is_woken:
+                    request.is_woken = False
+                    request.wake.acquire(False)  # it may have been woken before it slept
                 if request.is_done:
                     return
                 reads = not self._has_reader
@@ -236,6 +240,9 @@ class Connection(object):
     def _handle_reply(self):
         """Receive one simple reply or one chunk of a structured one."""
         export, size = self.export, 0
+        if self._end - self._start >= DATA_REPLY.size and export.structured and not export.extended:
+            if self._handle_whole_read():
+                return
         while not size:
             available = self._end - self._start
             size = messages.header_size(
@@ -257,6 +264,28 @@ class Connection(object):
             if not request.error:
                 self._require_complete(request)
             self._complete(header.cookie, request)
+
+    def _handle_whole_read(self):
+        """Receive the reply to a READ that is one chunk, as with DF, whose header has arrived. Returns False,
+        and has done nothing, if this is something else."""
+        magic, flags, kind, cookie, size, offset = DATA_REPLY.unpack_from(self._buffer, self._start)
+        request = self._pending.get(cookie)
+        if (
+            magic != numbers.STRUCTURED_REPLY_MAGIC
+            or kind != numbers.REPLY_OFFSET_DATA
+            or not flags & numbers.REPLY_DONE
+            or request is None
+            or request.command != numbers.CMD_READ
+            or (offset, size) != (request.offset, 8 + request.length)
+            or request.received
+            or request.error
+        ):
+            return False
+        self._start += DATA_REPLY.size
+        self._receive_into(request.into)
+        request.received = request.length
+        self._complete(cookie, request)
+        return True
 
     def _simple(self, header, request):
         if header.error:

@@ -256,3 +256,12 @@ def test_every_allowed_command_exists_in_the_table():
     later = {(0x3B, None), (0x3C, None), (0x4C, None), (0x4D, None)}
     for allowed in alua.ALLOWED.values():
         assert allowed - known <= later
+
+
+def test_no_path_of_a_unit_that_another_server_serves_is_ever_active():
+    for state in (alua.OPTIMIZED, alua.NON_OPTIMIZED):
+        access = dict(alua.initial((1,), {1: state}), elsewhere=True)
+        assert alua.state_of(access, 1) == STANDBY
+        unit = make_unit(**EVERY_COMMAND)
+        unit.replace_shared_state(access=access)
+        assert sense_of(unit, TEST_UNIT_READY) == (2, 0x04, 0x0B)

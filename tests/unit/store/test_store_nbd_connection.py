@@ -195,3 +195,42 @@ def test_block_status(peer):
     payload = struct.pack('>IIIII', 5, 4096, 0, 4096, 3)
     server.sendall(chunk(numbers.REPLY_BLOCK_STATUS, request(server)[2], payload))
     assert call.result().extents == [(4096, False), (4096, True)]
+
+
+def test_a_request_that_is_woken_before_it_sleeps_gets_its_reply(peer, monkeypatch):
+    """The thread that has received the replies leaves between the send of another one and its wait."""
+    connection, server = peer()
+    wait = connection._wait
+
+    def woken_early(request):
+        with connection._lock:
+            connection._wake(request)
+        wait(request)
+
+    monkeypatch.setattr(connection, '_wait', woken_early)
+    for offset in (0, 4096):
+        call, buffer = read(connection, offset, 512)
+        cookie = request(server)[2]
+        data = struct.pack('>Q', offset) + b'x' * 512
+        server.sendall(chunk(numbers.REPLY_OFFSET_DATA, cookie, data))
+        assert not isinstance(call.result(), Exception)
+        assert buffer == b'x' * 512
+
+
+@pytest.mark.parametrize('pieces', [[512], [100, 412]], ids=['at once', 'in parts'])
+def test_the_data_of_a_read_in_one_chunk_is_received_whole(peer, pieces):
+    connection, server = peer()
+    call, buffer = read(connection, 4096, 512)
+    cookie = request(server)[2]
+    reply = chunk(numbers.REPLY_OFFSET_DATA, cookie, struct.pack('>Q', 4096) + b'y' * 512)
+    server.sendall(reply[: 28 + pieces[0]])
+    server.sendall(reply[28 + pieces[0] :])
+    assert not isinstance(call.result(), Exception) and buffer == b'y' * 512
+
+
+def test_a_chunk_with_another_offset_than_requested_ends_the_connection(peer):
+    connection, server = peer()
+    call, _ = read(connection, 4096, 512)
+    cookie = request(server)[2]
+    server.sendall(chunk(numbers.REPLY_OFFSET_DATA, cookie, struct.pack('>Q', 0) + b'y' * 512))
+    assert isinstance(call.result(), Lost)

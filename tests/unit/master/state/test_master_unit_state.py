@@ -177,3 +177,19 @@ def _keep_locked(path):
     with unit_state._locked(path):
         _LOCKED.set()
         multiprocessing.Event().wait(60)
+
+
+def test_a_server_in_standby_sees_the_medium_and_takes_nothing(places):
+    one, two = places
+    take(one)
+    assert two.glance(KEY) is None  # nobody has said what it is
+    path, text = one.document(KEY, RESERVED, {'facts': {'serial': 'x'}, 'size': 4096})
+    store_held(path, text, one.node)
+    seen = {'medium': {'facts': {'serial': 'x'}, 'size': 4096}, 'state': RESERVED, 'holder': 'one'}
+    assert two.glance(KEY) == seen
+    with pytest.raises(Standby):
+        two.require_turn(KEY, 'iqn.2026-11.test:disk', False, False, False)
+    two.require_turn(KEY, 'iqn.2026-11.test:disk', True, False, False)
+    assert two.glance(KEY) == seen
+    one.release(KEY)
+    assert two.glance(KEY) == dict(seen, holder='')
