@@ -1,5 +1,6 @@
 """Guest jobs with more cases than in the tests. GUEST_RUNNER names the program that runs a job."""
 
+import glob
 import os
 import shutil
 import subprocess
@@ -18,6 +19,11 @@ def run_write_back(directory, seconds, seed):
     return {}, _run('write-back', directory, seconds, ('all',))
 
 
+def run_outages(directory, seconds, seed):
+    """The same; nothing is drawn with the seed."""
+    return {}, _run('outages', directory, seconds, ('all',))
+
+
 def _run(name, directory, seconds, arguments):
     """Runs the job, whose output is printed as it comes. seconds: its limit. Returns complaints."""
     runner = os.environ.get('GUEST_RUNNER')
@@ -25,7 +31,10 @@ def _run(name, directory, seconds, arguments):
         return ['GUEST_RUNNER names no program']
     job = os.path.join(directory, name)
     shutil.copytree(os.path.join(HERE, 'guest', name), job)
-    shutil.copy(os.path.join(HERE, 'guest', 'common.sh'), job)
+    for path in glob.glob(os.path.join(HERE, 'guest', '*.sh')) + [
+        os.path.join(HERE, 'guest', 'steady_load.py')
+    ]:
+        shutil.copy(path, job)
     code = subprocess.call(
         [runner, '--timeout', str(int(seconds)), '--share', os.path.dirname(HERE) + ':/src']
         + [job, '--']

@@ -10,6 +10,8 @@
               fuzzed beside an honest session
   matrix      every combination of negotiated parameters, in random order, until all are tested.
               A run that the time ended goes on with the same --seed and --from
+  outages     no network, no VPN or a firewall for up to 30 seconds, another address of the initiator, and its
+              reboot, under a verified load of the kernel's initiator in the guest: times until it goes on
   pacemaker   the resource agent in a real cluster of one node, on a fresh Debian 12: start, a killed server,
               a LUN that executes no commands, the address leaves and returns, stop (root only; needs the
               network; some minutes)
@@ -51,6 +53,7 @@ RUNS = {
     'fuzz': fuzz.run_fuzz,
     'kills': kills.run_kills,
     'matrix': matrix.run_matrix,
+    'outages': guest_runs.run_outages,
     'pacemaker': pacemaker.run_pacemaker,
     'routes': routes.run_routes,
     'power-cuts': guest_runs.run_power_cuts,
@@ -58,6 +61,8 @@ RUNS = {
     'upgrades': upgrades.run_upgrades,
     'write-back': guest_runs.run_write_back,
 }
+
+GUEST_RUNS = ('outages', 'power-cuts', 'write-back')
 
 
 def parse(arguments=None):
@@ -88,7 +93,7 @@ def parse(arguments=None):
     )
     options = parser.parse_args(arguments)
     if options.seconds is None:
-        options.seconds = 14400 if options.name in ('power-cuts', 'write-back') else 600
+        options.seconds = 14400 if options.name in GUEST_RUNS else 600
     return options
 
 
