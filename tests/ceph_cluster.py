@@ -26,7 +26,7 @@ CAPABILITIES = ('mon', 'profile rbd', 'osd', 'profile rbd pool=disks, profile rb
 CONFIGURATION = """
 [global]
 fsid = {fsid}
-mon_host = [v2:127.0.0.1:{port}]
+mon_host = [v2:{address}:{port}]
 mon_initial_members = a
 auth_cluster_required = cephx
 auth_service_required = cephx
@@ -37,7 +37,7 @@ log_file = {path}/$name.log
 admin_socket =
 log_to_stderr = false
 err_to_stderr = true
-public_network = 127.0.0.0/8
+public_network = {address}/24
 ms_bind_ipv6 = false
 ms_bind_msgr1 = false
 osd_pool_default_size = 1
@@ -73,13 +73,13 @@ def is_installed():
 
 
 class Cluster(object):
-    """path: an empty directory. start() returns when the OSD serves and the pools `disks` and `states`
-    are there; the user `targetd` has CAPABILITIES."""
+    """path: an empty directory; address: IPv4 address of this host, where it listens. start() returns when
+    the OSD serves and the pools `disks` and `states` are there; the user `targetd` has CAPABILITIES."""
 
-    def __init__(self, path):
-        self.path = str(path)
+    def __init__(self, path, address='127.0.0.1'):
+        self.path, self.address = str(path), address
         self.conf = os.path.join(self.path, 'ceph.conf')
-        self.fsid, self.port = str(uuid.uuid4()), free_port()
+        self.fsid, self.port = str(uuid.uuid4()), free_port(address)
         self.mon = self.osd = None
 
     # -- life --------------------------------------------------------------------------------------
@@ -89,7 +89,11 @@ class Cluster(object):
         with open(self.conf, 'w') as f:
             f.write(
                 CONFIGURATION.format(
-                    fsid=self.fsid, port=self.port, path=self.path, bytes=OSD_BYTES
+                    fsid=self.fsid,
+                    address=self.address,
+                    port=self.port,
+                    path=self.path,
+                    bytes=OSD_BYTES,
                 )
             )
         self._make_monitor()
@@ -117,7 +121,7 @@ class Cluster(object):
         _run('ceph-authtool', '-C', mon, '--gen-key', '-n', 'mon.', '--cap', 'mon', 'allow *')
         _run('ceph-authtool', mon, '--import-keyring', admin)
         _run('monmaptool', '--create', '--fsid', self.fsid, '--addv', 'a',
-             '[v2:127.0.0.1:%d]' % self.port, self.path + '/monmap')  # fmt: skip
+             '[v2:%s:%d]' % (self.address, self.port), self.path + '/monmap')  # fmt: skip
         _run(
             'ceph-mon',
             '-c',

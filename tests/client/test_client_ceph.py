@@ -8,11 +8,13 @@ import subprocess
 import threading
 import time
 
+import ceph_cluster
 import clients
+import namespaces
 import psutil
 import pytest
 from ceph_runs import LONG
-from daemon import TARGET, eventually, free_port, watched
+from daemon import TARGET, eventually, free_port, is_listening, watched
 from initiator import GOOD, RESERVATION_CONFLICT, LoginFailed, pattern
 
 pytestmark = pytest.mark.client
@@ -133,6 +135,40 @@ def test_commands_in_flight_go_on_after_the_store_process(image, daemon, ready, 
         assert session.wait(command).good()
         assert session.read(lba, 8) == data
     assert session.read(4096, 8) == first
+
+
+def test_a_killed_keeper_is_replaced_with_its_store_process(image, daemon, ready):
+    image()
+    daemon.text.server['media-check-interval'] = '1'
+    daemon.start()
+    daemon.expected_trouble.append(NOISE + '|ended unexpectedly')
+    session = ready(daemon)
+    session.write(0, pattern(3, 4096))
+    server = store_process(daemon)
+    server.parent().kill()
+    daemon.logged('ended unexpectedly')
+    eventually(lambda: store_process(daemon).pid != server.pid, 30, 'another store process')
+
+    def is_written():
+        cdb = struct.pack('>BBIBHB', 0x2A, 0, 8, 0, 8, 0)
+        return session.run(cdb, out=pattern(4, 4096)).status == GOOD
+
+    eventually(is_written, 40, 'a write')
+    assert session.read(0, 8) == pattern(3, 4096) and session.read(8, 8) == pattern(4, 4096)
+
+
+def test_sessions_and_the_store_process_outlast_an_upgrade(image, daemon, ready):
+    image()
+    daemon.start()
+    session = ready(daemon)
+    session.write(0, pattern(3, 4096))
+    server = store_process(daemon)
+    daemon.control('upgrade')
+    assert session.read(0, 8) == pattern(3, 4096)
+    session.write(8, pattern(4, 4096))
+    assert store_process(daemon).pid == server.pid
+    other = ready(daemon, name=TWO)
+    assert other.read(8, 8) == pattern(4, 4096)
 
 
 def test_the_load_goes_on_when_the_osd_hangs(ceph, image, daemon, ready, sessions):
@@ -426,3 +462,70 @@ def test_a_server_that_was_stopped_and_replaced_never_writes_again(pair, ready, 
     second.control('standby', TARGET)
     again = take_over(first, ready)
     assert again.read(0, 8) == pattern(500000, 4096) and keys_of(again) == [KEY]
+
+
+# -- the network of one server is cut --------------------------------------------------------------
+
+HERE, THERE = '10.99.77.1', '10.99.77.2'
+
+
+@pytest.fixture
+def apart(pair_of_hosts, tmp_path_factory):
+    """A Cluster on HERE, and two Daemons for one image of it: the first is on the other host, THERE."""
+    with ceph_cluster.Cluster(tmp_path_factory.mktemp('apart'), HERE) as cluster:
+        rows = cluster.image('one', 64) + ['unit-state = rados:states']
+        with watched(tmp_path_factory.mktemp('first')) as first:
+            with watched(tmp_path_factory.mktemp('second')) as second:
+                for each in (first, second):
+                    each.text.server['server-id'] = SERVER_ID
+                    each.target(TARGET, luns={0: rows})
+                    each.expected_trouble.append('not served|still not available|' + NOISE)
+                first.text.groups = {1: ['%s:%d' % (THERE, first.port)]}
+                with pair_of_hosts.entered():
+                    first.launch()
+                eventually(lambda: is_listening((THERE, first.port)), 30, 'the first server')
+                yield first, second
+
+
+@pytest.fixture
+def pair_of_hosts():
+    """The namespace of the host THERE, whose link to this one is `away`."""
+    if namespaces.why_not():
+        pytest.skip(namespaces.why_not())
+    name = 'ceph%d' % os.getpid()
+    space = namespaces.Namespace(name)
+    try:
+        namespaces.run('ip', 'link', 'add', name, 'type', 'veth', 'peer', 'away', 'netns', name)
+        namespaces.run('ip', 'address', 'add', HERE + '/24', 'dev', name)
+        namespaces.run('ip', 'link', 'set', name, 'up')
+        space.within('ip', 'address', 'add', THERE + '/24', 'dev', 'away')
+        space.within('ip', 'link', 'set', 'away', 'up')
+        yield space
+    finally:
+        space.remove()
+
+
+@pytest.mark.skipif(LONG not in os.environ, reason='a long run: python3 -m tests.longrun ceph')
+def test_a_server_whose_network_was_cut_is_replaced(apart, pair_of_hosts, ready, sessions):
+    """Under load; what it had accepted, and could not write, never reaches the image afterwards."""
+    first, second = apart
+    session = ready(first, name=ONE, address=(THERE, first.port))
+    reserve(session)
+    second.start()
+    acknowledged = {}
+    load = threading.Thread(target=_until_the_end, args=(sequenced_writes, session, acknowledged))
+    load.start()
+    eventually(lambda: len(acknowledged) > 200, 30, 'some writes')
+    pair_of_hosts.within('ip', 'link', 'set', 'away', 'down')
+    fresh = take_over(second, ready)
+    assert keys_of(fresh) == [KEY]
+    require_written(fresh, acknowledged)
+    for lba in range(0, 1000, 8):
+        fresh.write(lba, pattern(lba + 500000, 4096))
+    pair_of_hosts.within('ip', 'link', 'set', 'away', 'up')
+    eventually(lambda: first.units()[0]['state'].startswith('standby'), 60, 'the standby state')
+    session.close()
+    load.join(60)
+    for lba in range(0, 1000, 8):
+        assert fresh.read(lba, 8) == pattern(lba + 500000, 4096)
+    assert keys_of(fresh) == [KEY]

@@ -38,6 +38,7 @@ from targetd.scsi import alua, attention, modes
 from targetd.store import adopt_store, failure_flags, journal
 
 RETRY_SECONDS = 10.0
+BUSY_SECONDS = 0.1  # interval at which an attempt that is made already is looked at
 SPACE_SECONDS = 5.0  # interval at which the free space for thin media is checked
 
 
@@ -85,6 +86,7 @@ class Exports(object):
         self.standby = StandbyUnits(units, self._new_id, lambda name: self.workers_of(name))
         self._timer = None
         self._is_retrying = False
+        self._opening = set()  # keys of unavailable LUNs that are being opened
         self._space_timer = None
 
     # -- start and end -----------------------------------------------------------------------------
@@ -247,16 +249,22 @@ class Exports(object):
             self._is_retrying = False
             self.retry_later()
 
-        self.open_unavailable(list(self.unavailable), retried)
+        self.open_unavailable(sorted(set(self.unavailable) - self._opening), retried)
 
     def open_unavailable(self, keys, done):
-        """Try to open these of the unavailable LUNs; done() afterwards."""
+        """Try to open these of the unavailable LUNs; done() afterwards. Waits for an attempt that is made
+        already: a second one would take an image in a Ceph cluster from the first."""
+        if self._opening.intersection(keys):
+            self.loop.call_later(BUSY_SECONDS, lambda: self.open_unavailable(keys, done))
+            return
         tried = {}
-        for key in keys:
+        for key in self.unavailable.keys() & set(keys):
             missing = self.unavailable[key]
             tried[key] = missing, missing.target, missing.lun
+        self._opening.update(tried)
 
         def opened(outcomes):
+            self._opening.difference_update(tried)
             self._tried(tried, outcomes)
             done()
 

@@ -227,8 +227,15 @@ class Takeovers(object):
         in_standby = set(self._units.in_standby)
 
         def in_child():
-            lost = {id: place.successor(key) for id, place, key in places if id not in in_standby}
-            shown = {id: place.glance(key) for id, place, key in places if id in in_standby}
+            lost, shown = {}, {}
+            for id, place, key in places:
+                try:
+                    if id in in_standby:
+                        shown[id] = place.glance(key)
+                    else:
+                        lost[id] = place.successor(key)
+                except (OSError, TargetdError):
+                    pass  # the place cannot be reached now; it is looked at again
             return {'lost': lost, 'shown': shown}, ()
 
         def answered(answer):
