@@ -206,9 +206,23 @@ def unpacked(tmp_path_factory):
     return root
 
 
+def has_nftables():
+    """True if nft and the kernel can make the table that fail2ban makes."""
+    if not shutil.which('nft') or namespaces.why_not():
+        return False
+    command = [
+        'unshare',
+        '-n',
+        'nft',
+        'add table inet t; add chain inet t c; add rule inet t c reject',
+    ]
+    return subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
+
+
 @contextlib.contextmanager
-def fail2ban(root, daemon, directory):
-    """The server of fail2ban, with an `nft` that only records its arguments. Gives the path of the record."""
+def fail2ban(root, daemon, directory, is_real=False):
+    """The server of fail2ban, with an `nft` that only records its arguments, or with the real one. Gives the
+    path of the record and the command of its client."""
     place, record = os.path.join(directory, 'fail2ban'), os.path.join(directory, 'nft')
     shutil.copytree(os.path.join(root, 'etc', 'fail2ban'), place)
     for path in ('jail.d/defaults-debian.conf', 'filter.d/targetd.conf', 'jail.d/targetd.conf'):
@@ -224,9 +238,10 @@ def fail2ban(root, daemon, directory):
         file.write('[Definition]\ndbfile = :memory:\n')
     programs = os.path.join(directory, 'programs')
     os.mkdir(programs)
-    with open(os.path.join(programs, 'nft'), 'w') as file:
-        file.write('#!/bin/sh\necho "$@" >> %s\n' % record)
-    os.chmod(file.name, 0o755)
+    if not is_real:
+        with open(os.path.join(programs, 'nft'), 'w') as file:
+            file.write('#!/bin/sh\necho "$@" >> %s\n' % record)
+        os.chmod(file.name, 0o755)
     environment = dict(
         os.environ,
         PATH=programs + ':' + os.environ['PATH'],
@@ -242,9 +257,11 @@ def fail2ban(root, daemon, directory):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+    client = ['/usr/bin/env', 'PYTHONPATH=' + environment['PYTHONPATH'], '/usr/bin/python3']
+    client += [os.path.join(root, 'usr/bin/fail2ban-client'), '-c', place]
     try:
         eventually(lambda: "Jail 'targetd' started" in contents(log), 60)
-        yield record
+        yield record, client + ['-s', os.path.join(directory, 'f.sock')]
     finally:
         process.kill()
         process.wait()
@@ -258,14 +275,43 @@ def contents(path):
         return ''
 
 
+def guess_ten_times():
+    """Log in as often as maxretry of the jail, with wrong secrets; each initiator name has its own delays."""
+    for number in range(10):
+        with Session(OTHERS, 'iqn.2026-11.test:guesser%d' % number) as session:
+            with pytest.raises((LoginFailed, Closed)):
+                session.login(GUARDED, chap=Chap('erp', 'wrong-secret-of'))
+
+
+def is_in(address):
+    """True if a login with the right secret succeeds."""
+    try:
+        with Session(address) as session:
+            session.login(GUARDED, chap=Chap('erp', '12-to-16-chars'))
+            session.logout()
+        return True
+    except (Closed, ConnectionError):
+        return False
+
+
 def test_fail2ban_bans_the_client_behind_stunnel_with_its_own_address(daemon, tmp_path, unpacked):
-    with tunnel(daemon, tmp_path), fail2ban(unpacked, daemon, str(tmp_path)) as record:
-        for number in range(10):  # maxretry; each initiator name has its own delays
-            with Session(OTHERS, 'iqn.2026-11.test:guesser%d' % number) as session:
-                with pytest.raises((LoginFailed, Closed)):
-                    session.login(GUARDED, chap=Chap('erp', 'wrong-secret-of'))
+    with tunnel(daemon, tmp_path), fail2ban(unpacked, daemon, str(tmp_path)) as (record, _):
+        guess_ten_times()
         eventually(lambda: 'add element' in contents(record), 60)
         lines = contents(record).split('\n')
         assert any('tcp dport { 3260,3261 }' in line for line in lines), lines
         banned = [line.split('{')[1].strip(' }') for line in lines if 'add element' in line]
         assert banned == [OTHER], lines
+
+
+@pytest.mark.skipif(not has_nftables(), reason='no nft, or the kernel has no nftables')
+def test_nftables_rejects_a_banned_client_until_the_ban_ends(daemon, tmp_path, unpacked):
+    with tunnel(daemon, tmp_path) as hosts, contextlib.ExitStack() as stack:
+        with hosts.server.entered():
+            _, client = stack.enter_context(fail2ban(unpacked, daemon, str(tmp_path), is_real=True))
+        assert is_in(OTHERS) and is_in(BEHIND)
+        guess_ten_times()
+        eventually(lambda: not is_in(OTHERS), 60)
+        assert is_in(BEHIND)
+        subprocess.check_call(client + ['set', 'targetd', 'unbanip', OTHER])
+        eventually(lambda: is_in(OTHERS), 60)
