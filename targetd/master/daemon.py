@@ -214,7 +214,8 @@ def _serve(path, configuration, vault, strict, whole, report, foreground):
         master.pid_file = pid_file
         master.log_files.adopt_writer(writer)
         master.start()
-        try:
+
+        def begin():
             if strict and master.waiting():
                 raise StoreError('\n'.join(master.waiting()))
             pid_file.write()
@@ -226,14 +227,22 @@ def _serve(path, configuration, vault, strict, whole, report, foreground):
             if whole is not None:
                 master.history.record(whole, master.state.started, 'root', 'start')
             report.send_outcome(EXIT_OK, _outcome(master))
-            master.notices.ready()
-            master.run()
-        finally:
-            master.close()
-        pid_file.leave_failures(master.stop.failures)
+
+        _run_to_the_end(master, begin)
     finally:
         pid_file.remove()
     return master.stop.exit_code
+
+
+def _run_to_the_end(master, begin):
+    """Serve until the server ends. begin(): what is done first."""
+    try:
+        begin()
+        master.notices.ready()
+        master.run()
+    finally:
+        master.close()
+    master.pid_file.leave_failures(master.stop.failures)
 
 
 def take_over(descriptor):
@@ -245,18 +254,15 @@ def take_over(descriptor):
         os.close(descriptor)
         writer = handover.use_log(state)
         master = _restored(head, state)
-        pid_file = master.pid_file
+
+        def begin():
+            handover.start_serving(master, state, head['version'], writer)
+            child.name_process('targetd')
+
         try:
-            try:
-                handover.start_serving(master, state, head['version'], writer)
-                child.name_process('targetd')
-                master.notices.ready()
-                master.run()
-            finally:
-                master.close()
-            pid_file.leave_failures(master.stop.failures)
+            _run_to_the_end(master, begin)
         finally:
-            pid_file.remove()
+            master.pid_file.remove()
         code = master.stop.exit_code
     except BaseException:  # nobody else reports it: the process ends here, and its workers with it
         log.exception('targetd ends because it could not take over')
