@@ -66,8 +66,8 @@ class RbdServer(ImageServer):
     def _start(self):
         if os.WIFEXITED(self.status) and os.WEXITSTATUS(self.status) == rbd_server.FENCED:
             raise nbd_connecting.Unavailable(
-                '%s; it is not opened again until the LUN is removed and added again, or targetd is '
-                'restarted' % self._message(),
+                '%s; the LUN is served again when that client has closed the image, or, with unit-state, '
+                'by order: targetdctl takeover' % self._message(),
                 is_final=True,
             )
         super(RbdServer, self)._start()

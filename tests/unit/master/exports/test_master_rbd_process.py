@@ -43,4 +43,4 @@ def test_a_process_that_was_fenced_is_not_started_again(server, monkeypatch):
         with pytest.raises(Unavailable) as caught:
             server.connect(None, 10)
         assert 'was taken over by two' in str(caught.value)
-    assert 'until the LUN is removed and added again' in str(caught.value)
+    assert 'when that client has closed the image' in str(caught.value)
