@@ -228,6 +228,24 @@ def test_an_image_that_another_client_has_open_is_refused_with_its_address(
     assert code != 0, text
 
 
+def test_an_image_that_is_taken_by_force_is_served_again_when_it_is_free(
+    ceph, image, daemon, ready
+):
+    name = image()
+    daemon.expected_trouble.append(NOISE + '|not served|still not available')
+    daemon.start()
+    session = ready(daemon)
+    session.write(0, pattern(1, 4096))
+    first = store_process(daemon)
+    owner = json.loads(ceph.rbd('lock', 'ls', '--format', 'json', name))[0]['address']
+    ceph.command('osd', 'blocklist', 'add', owner)
+    daemon.logged('is not served any more: another client of the Ceph cluster has its image')
+    eventually(lambda: daemon.units()[0].get('unit'), 40, 'the LUN again')
+    session = ready(daemon)
+    assert session.read(0, 8) == pattern(1, 4096)
+    assert store_process(daemon).pid != first.pid
+
+
 def test_a_snapshot_is_read_only_and_stays_as_it_was(ceph, image, daemon, ready):
     name = image()
     daemon.target(
