@@ -19,6 +19,11 @@ def run_write_back(directory, seconds, seed):
     return {}, _run('write-back', directory, seconds, ('all',))
 
 
+def run_distance(directory, seconds, seed):
+    """The same; nothing is drawn with the seed."""
+    return {}, _run('distance', directory, seconds, ())
+
+
 def run_outages(directory, seconds, seed):
     """The same; nothing is drawn with the seed."""
     return {}, _run('outages', directory, seconds, ('all',))

@@ -4,6 +4,8 @@
               suspended under load and replaced, again and again (needs Debian's Ceph packages)
   kills       workers and the master are killed with SIGKILL while sessions write and verify
   floods      strangers flood the portal while honest clients log in, which are timed (root only)
+  distance    reads and writes of targetd, tgt and LIO at a round trip of 100 ms, with and without losses,
+              beside plain TCP, in the guest; half an hour on an idle machine
   power-cuts  what reaches the disk is recorded in the guest, and the power is cut at --cuts places in
               the record, for each of two loads. GUEST_RUNNER names the program that runs a guest job
   fuzz        logins, PDUs, messages between processes, state files, the control socket and disks are
@@ -49,6 +51,7 @@ import upgrades  # noqa: E402
 
 RUNS = {
     'ceph': ceph_runs.run_ceph,
+    'distance': guest_runs.run_distance,
     'floods': floods.run_floods,
     'fuzz': fuzz.run_fuzz,
     'kills': kills.run_kills,
@@ -62,7 +65,7 @@ RUNS = {
     'write-back': guest_runs.run_write_back,
 }
 
-GUEST_RUNS = ('outages', 'power-cuts', 'write-back')
+GUEST_RUNS = ('distance', 'outages', 'power-cuts', 'write-back')
 
 
 def parse(arguments=None):

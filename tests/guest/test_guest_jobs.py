@@ -7,7 +7,8 @@ which runs JOB-DIRECTORY/run.sh as root in the guest and exits with its exit cod
 tests are skipped. The programs and functions that several jobs use are in the files of this folder.
 
 A job with a file `long`, which says why, runs only with GUEST_JOBS=all: the guest is emulated where CI runs,
-and its jobs take longer there than all other tests.
+and its jobs take longer there than all other tests. One with a file `long-run` is no test: tests/longrun.py
+runs it.
 """
 
 import glob
@@ -26,7 +27,10 @@ RUNNER = os.environ.get('GUEST_RUNNER') or os.path.join(
     os.path.dirname(ROOT), 'shared', 'tools', 'vm', 'vm-run'
 )
 JOBS = sorted(
-    name for name in os.listdir(HERE) if os.path.exists(os.path.join(HERE, name, 'run.sh'))
+    name
+    for name in os.listdir(HERE)
+    if os.path.exists(os.path.join(HERE, name, 'run.sh'))
+    and not os.path.exists(os.path.join(HERE, name, 'long-run'))
 )
 SECONDS = 900
 
