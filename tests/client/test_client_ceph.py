@@ -448,7 +448,19 @@ def require_written(session, acknowledged):
         assert data in (pattern(number, 512), pattern(number + 1000, 512)), (lba, number)
 
 
-def test_a_server_that_was_stopped_and_replaced_never_writes_again(pair, ready, sessions):
+@pytest.fixture
+def suspended():
+    """A list of processes that the test suspends; they go on at its end, so that none is left behind."""
+    processes = []
+    yield processes
+    for each in processes:
+        if each.is_running():
+            each.resume()
+
+
+def test_a_server_that_was_stopped_and_replaced_never_writes_again(
+    pair, ready, sessions, suspended
+):
     """SIGSTOP of every process of the active server under load, takeover, other data, SIGCONT."""
     first, second = pair
     session = ready(first.start(), name=ONE)
@@ -458,7 +470,7 @@ def test_a_server_that_was_stopped_and_replaced_never_writes_again(pair, ready, 
     load = threading.Thread(target=_until_the_end, args=(sequenced_writes, session, acknowledged))
     load.start()
     eventually(lambda: len(acknowledged) > 200, 30, 'some writes')
-    suspended = processes_of(first)
+    suspended.extend(processes_of(first))
     sent = submit_writes(sessions(first, name=TWO), 0, 0)  # TWO has a session, too
     for each in suspended:
         each.suspend()
