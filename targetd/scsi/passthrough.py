@@ -46,9 +46,9 @@ NOT_SENT = frozenset((DID_BUS_BUSY, DID_IMM_RETRY, DID_REQUEUE))
 GONE = frozenset((errno.ENODEV, errno.ENXIO, errno.ESHUTDOWN, errno.EBADF))
 
 NACA, LINK = 0x04, 0x01  # in the CONTROL byte: not supported by the target
-#: The bytes that REPORT SUPPORTED OPERATION CODES asks the device for.
-OPCODES_LENGTH = 1 << 16
-_PREVENT_SECONDS = passthrough_opcodes.NORMAL
+#: The bytes that REPORT SUPPORTED OPERATION CODES asks the device for. Some refuse to be asked for more (the
+#: scsi_debug driver of Linux).
+OPCODES_LENGTH = 0xFFFC
 
 
 class DeviceSense(CheckCondition):

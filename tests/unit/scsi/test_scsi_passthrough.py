@@ -497,7 +497,7 @@ def test_the_list_of_commands_has_those_that_are_forwarded_and_those_of_the_targ
     assert len(data) == 4 + int.from_bytes(data[:4], 'big')
     assert {(0x28, 0), (0x9E, 0x10), (0x5F, 6), (0x16, 0), (0xA0, 0)} <= set(found)
     assert not {0x3B, 0xC1} & {code for code, _ in found} and found == sorted(found)
-    assert unit.store.commands[0][0] == 'a30c00000000000100000000'
+    assert unit.store.commands[0][0] == 'a30c000000000000fffc0000'
 
 
 def test_one_command():
