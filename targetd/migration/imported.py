@@ -199,3 +199,16 @@ def add_identity(lun, settings):
     """Write the settings of one of config.identities."""
     for setting, text in settings.items():
         lun.add(setting, text)
+
+
+def add_passthrough(imported, lun, path, is_readonly):
+    """Make the Lun the real SCSI device `path`, with a note that its other settings are the device's."""
+    lun.add('type', 'passthrough')
+    if is_readonly:
+        lun.add('readonly', 'yes')
+    imported.note(
+        lun.place,
+        'LUN %d is the SCSI device %s with its own commands: type = passthrough is written, and block size, '
+        'write cache, identity and mode pages are those of the device' % (lun.number, path),
+        'name the device by a link that stays its own, such as one of /dev/disk/by-id or /dev/tape/by-id',
+    )

@@ -14,6 +14,7 @@ from targetd.migration.imported import (
     Place,
     Target,
     add_identity,
+    add_passthrough,
     admit,
     admit_all,
     from_object,
@@ -319,6 +320,11 @@ class _Importer(object):
     def _lun(self, made, number, key, is_protected):
         store = self._stores.get(key)
         place = self._place(store['wwn']) if store and store.get('wwn') else made.place
+        if store is not None and store['plugin'] == 'pscsi' and store.get('dev'):
+            lun = Lun(int(number), place)
+            made.luns.append(lun)
+            lun.add_words('backing-store', store['dev'])
+            return add_passthrough(self.imported, lun, store['dev'], is_protected)
         if store is None or store['plugin'] not in MODELS:
             return self.imported.wrong(
                 place,

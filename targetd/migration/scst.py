@@ -158,6 +158,9 @@ class _Importer(object):
                 self.imported.left_out(
                     each.place,
                     'device %s: the handler %s has no counterpart' % (each.words[1], name),
+                    'write a lun of type = passthrough with its node (lsscsi -g)'
+                    if name.startswith('dev_')
+                    else '',
                 )
                 continue
             self._devices[each.words[1]] = (name, each)

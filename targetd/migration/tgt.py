@@ -16,6 +16,7 @@ from targetd.migration.imported import (
     Unreadable,
     account_without_secret,
     add_identity,
+    add_passthrough,
     admit,
     admit_all,
     network_of,
@@ -324,9 +325,13 @@ class _Importer(object):
         words = self._words_of_lun(store, common)
         path = words['path'][0].value if 'path' in words else store.value
         lun.add_words('backing-store', path)
+        parameters = _parameters(words)
+        if 'bs-type' in words and words['bs-type'][0].value == 'sg':
+            return add_passthrough(
+                self.imported, lun, path, parameters.get('readonly', '') not in ('', '0', 'no')
+            )
         block = int(words['block-size'][0].value) if 'block-size' in words else 512
         lun.add('block-size', str(block))
-        parameters = _parameters(words)
 
         def value(name, default=''):
             return parameters.get(name, default)
@@ -375,7 +380,7 @@ class _Importer(object):
         for key, entries in words.items():
             if key in WITHOUT_COUNTERPART and entries[0] not in common:
                 self.imported.left_out(entries[0].place, '%s has no counterpart' % key)
-            elif key == 'bs-type' and entries[0].value not in ('rdwr', 'aio'):
+            elif key == 'bs-type' and entries[0].value not in ('rdwr', 'aio', 'sg'):
                 self.imported.wrong(
                     entries[0].place,
                     'bs-type %s is not a file or disk of this host' % entries[0].value,

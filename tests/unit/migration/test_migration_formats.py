@@ -57,6 +57,14 @@ def test_lio_numbers_and_names_are_those_of_the_access_list():
     assert 'is of vhost, not of iSCSI' in notes(imported, LEFT_OUT)[0]
 
 
+def test_lio_a_pscsi_device_is_passed_through():
+    content = json.loads(lio_file(luns=[{'index': 0, 'storage_object': '/backstores/pscsi/t'}]))
+    content['storage_objects'] = [{'plugin': 'pscsi', 'name': 't', 'dev': '/dev/sg3', 'wwn': 'z9'}]
+    imported = lio.parse('saveconfig.json', json.dumps(content))
+    lun = target_of(imported).luns[7]
+    assert (lun.type, lun.backing_store) == ('passthrough', '/dev/sg3')
+
+
 def test_lio_demanded_authentication_without_an_account_admits_nobody():
     attributes = {'authentication': 1, 'generate_node_acls': 1}
     imported = lio.parse('saveconfig.json', lio_file(attributes=attributes))

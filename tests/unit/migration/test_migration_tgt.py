@@ -105,6 +105,17 @@ def test_what_has_no_counterpart_is_listed(line, level, words):
     assert [text for text in notes(imported, level) if words in text]
 
 
+def test_a_real_device_keeps_its_own_identity_and_commands():
+    """tgt's bs-type sg; a block size beside it would be refused by the check."""
+    imported, target = only(
+        '<target %s>\n <backing-store /dev/sg3>\n  bs-type sg\n  device-type pt\n  block-size 4096\n'
+        '  readonly 1\n </backing-store>\n</target>\n' % NAME
+    )
+    lun = target.luns[1]
+    assert (lun.type, lun.backing_store, lun.readonly) == ('passthrough', '/dev/sg3', True)
+    assert [text for text in notes(imported, NOTE) if '/dev/sg3 with its own commands' in text]
+
+
 def test_an_account_without_a_secret_admits_nobody():
     """Without the account the target would be open to everyone."""
     imported = parse(
