@@ -1,10 +1,10 @@
 # In the guest: two initiators of the kernel, by two names. Each sees the LUNs of its map under its numbers, one LUN is moved from one to
-# the other while it is written, and a LUN with an ext4 is refused to the second one, with the reason.
+# the other while it is written, and one ext4 is not mounted by both.
 set -e
 . /job/common.sh
 one=iqn.2024-01.guest:initiator two=iqn.2026-11.com.example:second
 maps=iqn.2026-11.com.example:maps exclusive=iqn.2026-11.com.example:exclusive
-hidden=iqn.2026-11.com.example:hidden
+readers=iqn.2026-11.com.example:readers hidden=iqn.2026-11.com.example:hidden
 targetdctl() { python3 -m targetd.admin.cli "$@"; }
 eventually() { # seconds, words…: until the command succeeds
     end=$((SECONDS + $1)); shift
@@ -44,6 +44,14 @@ target_refuses_write() { # disk: WRITE(16) past the kernel, which does not send 
         echo "$1 was written"; exit 1
     fi
     grep -i 'write protected' /tmp/sense || { cat /tmp/sense; exit 1; }
+}
+has_sessions() { # target, count
+    targetdctl --json show units > /tmp/units.json
+    python3 - "$1" "$2" <<'PYTHON'
+import json, sys
+rows = [row for row in json.load(open('/tmp/units.json')) if row['target_name'] == sys.argv[1]]
+sys.exit(rows[0]['sessions'] != int(sys.argv[2]))
+PYTHON
 }
 
 start_targetd /job/targetd.conf
@@ -132,7 +140,7 @@ node $one $exclusive --login
 eventually 120 sees $one $exclusive 0
 held=$(disk $one $exclusive 0)
 mkfs.ext4 -q -F "$held"
-mkdir -p /mnt/one
+mkdir -p /mnt/one /mnt/two
 mount -t ext4 "$held" /mnt/one
 head -c 8M /dev/urandom > /mnt/one/file
 node $two $exclusive --login
@@ -141,7 +149,58 @@ sees $two $exclusive ''
 grep "$two does not see lun 0 of $exclusive: $one uses it" /tmp/targetd.log
 targetdctl why $two | tee /tmp/why
 grep "lun 0 is not shown: $one uses it" /tmp/why; grep "target: $exclusive" /tmp/why
+sync; md5sum < /mnt/one/file > /tmp/sum
 umount /mnt/one
 node $one $exclusive --logout
+eventually 120 has_sessions $exclusive 0
+rescan $two $exclusive
+sees $two $exclusive ''                                     # only a new login gives it to another host
 node $two $exclusive --logout
+node $two $exclusive --login
+eventually 120 sees $two $exclusive 0
+mount -t ext4 "$(disk $two $exclusive 0)" /mnt/two
+md5sum < /mnt/two/file | cmp - /tmp/sum
+node $one $exclusive --login
+rescan $one $exclusive
+sees $one $exclusive ''
+grep "$one does not see lun 0 of $exclusive: $two uses it" /tmp/targetd.log
+umount /mnt/two
+node $one $exclusive --logout
+node $two $exclusive --logout
+
+say "readers: the second initiator reads the ext4 of the first one, and cannot write it"
+node $one $readers --login
+eventually 120 sees $one $readers 0
+mkfs.ext4 -q -F "$(disk $one $readers 0)"
+mount -t ext4 "$(disk $one $readers 0)" /mnt/one
+echo first > /mnt/one/file
+umount /mnt/one                                             # a reader does not replay the journal
+mount -t ext4 "$(disk $one $readers 0)" /mnt/one
+dmesg -C
+node $two $readers --login
+eventually 120 sees $two $readers 0
+only=$(disk $two $readers 0)
+is_read_only "$only" 1
+dmesg | grep "\[${only#/dev/}\] Write Protect is on"
+if mount -t ext4 -o rw "$only" /mnt/two 2> /tmp/mount-error; then
+    grep "^$only /mnt/two ext4 ro" /proc/mounts             # mount(8) falls back to ro
+    umount /mnt/two
+fi
+mount -t ext4 -o ro,noload "$only" /mnt/two
+[ "$(cat /mnt/two/file)" = first ]
+umount /mnt/two
+target_refuses_write "$only"
+echo second > /mnt/one/file
+umount /mnt/one
+node $one $readers --logout
+eventually 120 has_sessions $readers 1
+node $two $readers --logout
+node $two $readers --login
+eventually 120 sees $two $readers 0
+is_read_only "$(disk $two $readers 0)" 0
+mount -t ext4 "$(disk $two $readers 0)" /mnt/two
+[ "$(cat /mnt/two/file)" = second ]
+echo third > /mnt/two/file
+umount /mnt/two
+node $two $readers --logout
 stop_targetd
