@@ -198,7 +198,7 @@ def test_a_secret_may_hold_any_character(load, secret):
         assert load(text).targets[NAME].accounts == ((user, secret),)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.tuples(

@@ -50,7 +50,7 @@ VALUES = st.one_of(
 PAIRS = st.lists(st.tuples(st.sampled_from(list(keys.KEYS) + ['X-a', 'X-b']), VALUES), max_size=8)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_text_or_a_text_error(data):
     try:
@@ -60,7 +60,7 @@ def test_any_bytes_are_a_text_or_a_text_error(data):
     assert text.parse_text(text.render_text(pairs)) == pairs
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.binary(max_size=64))
 def test_any_ahs_is_parsed_or_rejected(data):
     try:
@@ -70,7 +70,7 @@ def test_any_ahs_is_parsed_or_rejected(data):
     assert pdu.decode_ahs(pdu.encode_ahs(*parsed)) == parsed
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.text(max_size=40))
 def test_folding_a_folded_name_changes_nothing(name):
     assert names.fold(names.fold(name)) == names.fold(name)
@@ -81,7 +81,7 @@ def test_folding_a_folded_name_changes_nothing(name):
         )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(PAIRS, st.sampled_from('SOF'), st.sampled_from(['Normal', 'Discovery']), st.booleans())
 def test_every_answer_is_to_an_offer_and_within_its_range(offers, stage, session_type, leading):
     offers = [
@@ -109,7 +109,7 @@ REQUESTS = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(REQUESTS, st.booleans(), st.booleans())
 def test_no_sequence_of_requests_claims_a_session_without_authentication(
     requests, polite, accounts
@@ -147,7 +147,7 @@ def crc(data, value):
     return zlib.crc32(data, value)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.binary(max_size=400),
     st.lists(st.integers(1, 90), min_size=1, max_size=6),
@@ -190,7 +190,7 @@ def test_any_bytes_are_pdus_or_a_refusal_however_they_are_divided(
     assert ends[0] == ends[1]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.binary(min_size=48, max_size=48), st.binary(max_size=40))
 def test_any_header_is_a_pdu_that_encodes_to_itself_or_a_refusal(head, data):
     head = head[:4] + len(data).to_bytes(4, 'big') + head[8:]
@@ -258,7 +258,7 @@ def carry_out(transfer, immediate, final, outs, most):
         next_r2ts()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.sampled_from([Transfer, RecoveringTransfer]),
     LIMITS,
@@ -285,7 +285,7 @@ def test_any_data_out_is_accepted_within_its_range_or_refused(
     assert store[wanted:] == b'.' * 8
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.sampled_from([1, 10, 0xFFFFFFF0]), st.lists(st.integers(-12, 20), max_size=60))
 def test_commands_are_accepted_once_and_in_order_for_any_arrival(start, arrivals):
     values = {
@@ -325,7 +325,7 @@ def test_commands_are_accepted_once_and_in_order_for_any_arrival(start, arrivals
     assert len(taken) == next(at for at in range(9) if at not in reachable)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(st.tuples(st.binary(max_size=60), st.booleans()), max_size=8))
 def test_text_over_many_requests_is_bounded_and_parsed_or_refused(parts):
     collector = text.TextCollector(limit=128)
