@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 
+import descriptors
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,17 +19,12 @@ from targetd.channel import LENGTH, MAXIMUM_DESCRIPTORS, MAXIMUM_FRAME, Channel,
 @pytest.fixture
 def ends():
     """(master's, worker's); both closed at the end, and no descriptor more than before."""
-    before = open_descriptors()
+    before = descriptors.count_open()
     master, worker = channel.pair()
     yield master, worker
     master.close()
     worker.close()
-    assert open_descriptors() == before
-
-
-def open_descriptors():
-    """The number of open descriptors of this process, without the one used for counting."""
-    return len(os.listdir('/proc/self/fd')) - 1
+    assert descriptors.count_open() == before
 
 
 def pipes(count):
@@ -361,10 +357,10 @@ def test_a_message_that_is_too_long_is_not_sent(ends):
     master, worker = ends
     with pytest.raises(ValueError, match='too long for the channel'):
         worker.send({'report': 'progress', 'filling': 'x' * MAXIMUM_FRAME})
-    before = open_descriptors()
+    before = descriptors.count_open()
     with pytest.raises(ValueError, match='too long for the channel'):
         master.queue({'do': 'answer', 'filling': 'x' * MAXIMUM_FRAME}, [worker.fileno()])
-    assert open_descriptors() == before
+    assert descriptors.count_open() == before
     assert not master.wants_write
 
 

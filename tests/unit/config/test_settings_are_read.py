@@ -118,7 +118,8 @@ OTHER_WORDS = set(
     'targetd-networks targetd-rbd get-or-create exclusive-lock when-active qemu-nbd qemu-img qemu-utils '
     'targetd-nbd undo-journal'.split()
 )
-OTHER_ASSIGNMENTS = {'FILE', 's', 'live-change', 'was-size'}  # placeholders, and lines of live.conf
+#: placeholders, lines of live.conf, and a setting of open-iscsi
+OTHER_ASSIGNMENTS = {'FILE', 's', 'live-change', 'was-size', 'window_size'}
 
 
 def texts():

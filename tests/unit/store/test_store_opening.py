@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 
+import descriptors
 import pytest
 
 from targetd import errors, store
@@ -148,7 +149,7 @@ def test_unsupported_direct_io_is_refused(image, monkeypatch):
 
 
 def test_nothing_stays_open_after_a_refusal(image, tmp_path):
-    before = len(os.listdir('/proc/self/fd'))
+    before = descriptors.count_open()
     for description in (
         {'path': image, 'size': 2 * MIB},
         {'path': str(tmp_path / 'huge'), 'size': 1 << 62},
@@ -161,7 +162,7 @@ def test_nothing_stays_open_after_a_refusal(image, tmp_path):
     refusal({'path': image})
     held.close()
     held.close()
-    assert len(os.listdir('/proc/self/fd')) == before
+    assert descriptors.count_open() == before
 
 
 # -- claims ----------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import os
 from types import SimpleNamespace
 
+import descriptors
 import pytest
 
 from targetd import compat
@@ -219,12 +220,12 @@ def test_a_state_is_changed_by_one_session_at_a_time(memory, clock):
 
 
 def test_the_descriptor_is_closed_with_the_session_and_by_the_next_order(session):
-    before = len(os.listdir('/proc/self/fd'))
+    before = descriptors.count_open()
     session.order(ONE)
     session.order(LUN_1)
-    assert len(os.listdir('/proc/self/fd')) == before + 1
+    assert descriptors.count_open() == before + 1
     session.limits.close()
-    assert len(os.listdir('/proc/self/fd')) == before
+    assert descriptors.count_open() == before
 
 
 TIMED = {'session': [], 'luns': {}, 'timed': [1]}

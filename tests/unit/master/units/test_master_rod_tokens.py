@@ -3,6 +3,7 @@ session, revoked by the first write."""
 
 import os
 
+import descriptors
 import pytest
 from master_fakes import TARGET, FakeStore, FakeWorker, StillLoop, change_medium, make_units, nexus
 
@@ -146,11 +147,11 @@ def test_a_worker_that_serves_the_source_gets_no_descriptor(harness):
 
 def test_another_worker_gets_a_read_only_descriptor(harness):
     token = harness.populate()
-    before = len(os.listdir('/proc/self/fd'))
+    before = descriptors.count_open()
     answer = harness.use(harness.far, token, harness.other)
     assert answer['store'] == harness.unit.store.description()
     assert harness.given == [(False, harness.unit.key)]
-    assert len(os.listdir('/proc/self/fd')) == before
+    assert descriptors.count_open() == before
 
 
 def test_a_forged_token_is_unknown(harness):
