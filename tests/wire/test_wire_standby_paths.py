@@ -56,12 +56,7 @@ def pair(daemon, shared, tmp_path_factory):
     """Two Daemons that serve the same file through portal groups 1 and 2, neither of which is started."""
     with watched(tmp_path_factory.mktemp('second')) as second:
         for number, each in enumerate((daemon, second), 1):
-            each.expected_trouble += [
-                'not served',
-                'is in use',
-                'still not available',
-                'takes over|take over',
-            ]
+            each.expected_trouble += ['not served', 'is in use', 'takes over|take over']
             configure(each, shared, number, 3 - number)
         yield daemon, second
 

@@ -292,7 +292,8 @@ class Exports(object):
                 self.units.replication.release_journal(outcome)
                 outcome.store.close()
             elif is_wanted and str(outcome) != missing.why:
-                log.error(
+                report = log.info if isinstance(outcome, Standby) else log.error
+                report(
                     'lun %d of %s is still not available: %s',
                     missing.lun.number,
                     missing.target_name,
