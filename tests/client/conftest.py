@@ -15,7 +15,7 @@ def pytest_terminal_summary(terminalreporter):
             terminalreporter.write_line(line)
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module')
 def ceph(tmp_path_factory):
     """A ceph_cluster.Cluster that all tests share; each makes its own image."""
     if not ceph_cluster.is_installed():
