@@ -48,7 +48,7 @@ within 6 sg_reset --no-escalate --device "$hanging"
 logged 'aborted command of worker .* has not returned' 10
 targetdctl show units | grep 'busy until an aborted write returns'
 within 10 healthy
-within 10 targetdctl reload
+within 60 targetdctl reload # the device does not answer before it is resumed; an emulated guest is slow
 [ "$(targetdctl show sessions | grep -c "$target")" = 1 ]
 [ "$(grep -c "logged in to $target" /tmp/targetd.log)" = 1 ]
 dmsetup resume hanging
