@@ -16,6 +16,11 @@ def answer_disks(parsed):
     server serves. With persistent names for a backing-store, contents and users on this host."""
     if parsed.files:
         return {'ok': True, 'rows': [file_row(os.path.abspath(path)) for path in parsed.files]}
+    return answer_host(parsed.socket or default_socket())
+
+
+def answer_host(socket):
+    """The reply of `disks` without files. socket: path of the control socket of the server."""
     rows = []
     for disk in disks.list_disks():
         if disk.transport == 'ram':
@@ -26,10 +31,7 @@ def answer_disks(parsed):
         row['contents'] = contents(disk.path)
         row['backing_store'] = disks.persistent_name(disk)
         rows.append(row)
-    return {
-        'ok': True,
-        'rows': rows + _other_devices() + _images_of(parsed.socket or default_socket()),
-    }
+    return {'ok': True, 'rows': rows + _other_devices() + _images_of(socket)}
 
 
 def _other_devices():
