@@ -16,10 +16,10 @@ def answer_disks(parsed):
     server serves. With persistent names for a backing-store, contents and users on this host."""
     if parsed.files:
         return {'ok': True, 'rows': [file_row(os.path.abspath(path)) for path in parsed.files]}
-    return answer_host(parsed.socket or default_socket())
+    return reply_about_host(parsed.socket or default_socket())
 
 
-def answer_host(socket):
+def reply_about_host(socket):
     """The reply of `disks` without files. socket: path of the control socket of the server."""
     rows = []
     for disk in disks.list_disks():

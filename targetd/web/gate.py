@@ -63,7 +63,7 @@ class Gate(object):
         if row is None:
             raise TargetdError('%r is not allowed here; use targetdctl' % (name,))
         if row.local:
-            return disk_answers.answer_host(self._path)
+            return disk_answers.reply_about_host(self._path)
         try:
             commands.parse_request(commands.pack(request))
         except commands.BadRequest as e:
