@@ -71,7 +71,7 @@ class Init(object):
     @property
     def pid(self):
         with open(os.path.join(self.daemon.directory, 'targetd.pid')) as file:
-            return int(file.read())
+            return int(file.read() or 0)  # it is created before it is written
 
 
 @pytest.fixture(
@@ -412,7 +412,7 @@ def test_the_scripts_of_the_supervisors_run_the_server_in_their_place(daemon):
             )
             try:
                 eventually(lambda: is_listening(daemon.address), 20)
-                assert script.pid == process.pid
+                eventually(lambda pid=process.pid: script.pid == pid, 20)
             finally:
                 process.terminate()
             assert process.wait(20) == 0
