@@ -1,6 +1,6 @@
 """The rows of the commands that work on image files: see commands. Pure. The client executes them itself
 (image_files), so they need the rights to the files, and tells the server of it with the requests in REQUESTS,
-which nobody types.
+which are not typed by hand.
 """
 
 from targetd.admin.command_rows import Argument, command

@@ -4,8 +4,8 @@
                                                                       |              gets the lock
                                                                       +--socket full--> sender thread
 
-Replies are in the order of completion. A client that does not read its replies holds up nobody else. A
-request that the cluster answers never is answered never.
+Replies are in the order of completion. A client that does not read its replies does not delay
+the others. A request that the cluster does not answer stays without a reply.
 """
 
 import collections

@@ -1,7 +1,7 @@
 """Opens an image of a Ceph cluster with the modules rados and rbd, and holds its exclusive lock.
 
-     connect --> pool --> open --> who else has it open? --nobody--> lock --> note the holder
-                                          |another client                       in the metadata of the image
+     connect --> pool --> open --> who else has it open? --no client--> lock --> note the holder
+                                          |another client                          in its metadata
                                           +--> refused; or blocklisted, if it is a former process of this
                                                server, or by order
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 
 import pytest
+from daemon import TARGET
 
 SECONDS = 120
 SUMMARY = []  # lines that conftest prints at the end of the run
@@ -148,3 +149,22 @@ def outcomes(text):
             reasons = '; '.join(sorted({text.strip() for _, text in said}))
             found.append(Outcome('%s.%s' % (suite, part.split()[1]), word, reasons))
     return found
+
+
+def require_suite_passes(what, daemon, other, seconds):
+    """Asserts that no test of libiscsi's whole suite fails over two paths to LUN 0 of TARGET: the port of
+    the Daemon, and the port `other`."""
+    urls = ['iscsi://127.0.0.1:%d/%s/0' % (port, TARGET) for port in (daemon.port, other)]
+    done = subprocess.run(
+        ['iscsi-test-cu', '-d'] + urls,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=ENVIRONMENT,
+        timeout=seconds,
+    )
+    found = outcomes(done.stdout.decode('utf-8', 'replace'))
+    assert [each for each in found if each.verdict == 'failed'] == []
+    counts = collections.Counter(each.verdict for each in found)
+    assert counts['passed'] > 150
+    SUMMARY.append('%s: %d passed, %d skipped' % (what, counts['passed'], counts['skipped']))

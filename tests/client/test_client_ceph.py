@@ -1,6 +1,5 @@
 """LUNs on images of a Ceph cluster of one node, which the tests start."""
 
-import collections
 import json
 import os
 import struct
@@ -78,22 +77,7 @@ def test_no_test_of_libiscsis_suite_fails_on_an_image(image, daemon):
     daemon.text.portal('127.0.0.1:%d' % other)
     image(64, 'thin = yes')
     daemon.start()
-    urls = ['iscsi://127.0.0.1:%d/%s/0' % (port, TARGET) for port in (daemon.port, other)]
-    done = subprocess.run(
-        ['iscsi-test-cu', '-d'] + urls,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=clients.ENVIRONMENT,
-        timeout=SUITE_SECONDS,
-    )
-    found = clients.outcomes(done.stdout.decode('utf-8', 'replace'))
-    assert [each for each in found if each.verdict == 'failed'] == []
-    counts = collections.Counter(each.verdict for each in found)
-    assert counts['passed'] > 150
-    clients.SUMMARY.append(
-        'image in a Ceph cluster: %d passed, %d skipped' % (counts['passed'], counts['skipped'])
-    )
+    clients.require_suite_passes('image in a Ceph cluster', daemon, other, SUITE_SECONDS)
 
 
 def test_what_is_written_is_in_the_image(ceph, image, daemon, ready, tmp_path):
