@@ -188,6 +188,51 @@ def test_a_server_that_was_replaced_goes_into_standby_and_keeps_its_sessions(
     assert json.loads((shared / 'state' / saved[0]).read_text())['epoch'] == 2
 
 
+def test_paths_in_standby_pass_over_an_upgrade(pair, ready, sessions):
+    """Of both servers: the sessions of each go on, see what the other one changes, and are served after a
+    takeover by the new program."""
+    first, second = pair
+    session = ready(first.start(), name=ONE)
+    assert write(session, 8, b'a' * 512) == GOOD
+    second.start()
+    shows(second)
+    other = in_standby(sessions, second, TWO)
+    for each in pair:
+        assert '1 session continues' in each.control('upgrade')
+    assert other.run(TEST_UNIT_READY).key == NOT_READY_STANDBY
+    assert groups_of(other) == groups_of(session) == ({1: OPTIMIZED, 2: STANDBY}, {1: 1, 2: 2})
+    assert reserve_out(session, REGISTER_AND_IGNORE, action_key=KEY) == GOOD
+    assert keys_of(other) == [KEY]  # asked of the new program
+    new = in_standby(sessions, second, TWO + '-new')
+    in_standby(sessions, second, TWO + '-gone').logout()
+    first.kill()
+    assert 'LUN 0 is served' in second.control('takeover', TARGET)
+    for each in (other, new):
+        waits_for_states(each, {1: STANDBY, 2: OPTIMIZED})
+        assert each.read(8, 1) == b'a' * 512
+    assert write(other, 8, b'b' * 512) == GOOD
+    assert new.read(8, 1) == b'b' * 512
+
+
+def test_sessions_that_were_moved_pass_over_an_upgrade_and_move_back(pair, ready, sessions):
+    first, second = pair
+    session = ready(first.start(), name=ONE)
+    assert write(session, 8, b'a' * 512) == GOOD
+    second.start()
+    shows(second)
+    first.control('standby', TARGET)
+    first.control('upgrade')
+    assert session.run(TEST_UNIT_READY).key == STATES_CHANGED
+    assert session.run(TEST_UNIT_READY).key == NOT_READY_STANDBY
+    second.control('takeover', TARGET)
+    waits_for_states(session, {1: STANDBY, 2: OPTIMIZED})  # the new program looks for it
+    second.control('standby', TARGET)
+    first.control('takeover', TARGET)
+    waits_for_states(session, {1: OPTIMIZED, 2: STANDBY})
+    assert session.read(8, 1) == b'a' * 512
+    assert write(session, 8, b'b' * 512) == GOOD
+
+
 def test_a_size_that_changes_is_seen_in_standby(pair, ready, sessions):
     first, second = pair
     ready(first.start(), name=ONE)

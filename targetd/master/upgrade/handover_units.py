@@ -1,11 +1,11 @@
 """The logical units in the state that a master hands over (handover): media that stay open, what sessions
-share of them, journals of atomic writes, ROD tokens."""
+share of them, journals of atomic writes, ROD tokens, and the units in standby, which have no medium."""
 
 from targetd.config.lun_maps import Shown
 from targetd.host import identity
 from targetd.master.exports.exports import UnavailableLun
 from targetd.master.units.shared_state import Shared
-from targetd.master.units.unit import Unit
+from targetd.master.units.unit import StandbyUnit, Unit
 from targetd.scsi.sam import Nexus
 from targetd.store import adopt_store
 
@@ -34,6 +34,7 @@ def collect(master, keep):
     removed = master.units.hanging.removed
     return {
         'units': [_unit_row(unit, keep) for unit in master.units.by_id.values()],
+        'standby': [_unit_row(unit, keep) for unit in master.units.in_standby.values()],
         'journals': master.atomic_writes.handed_over(keep),
         'tokens': master.rod_tokens.handed_over(),
         'generations': exports.generations,
@@ -74,11 +75,16 @@ def restore(master, words):
     configuration, workers = master.state.configuration, master.workers.by_pid
     master.atomic_writes.take_over(words['journals'])
     for row in words['units']:
-        lun = configuration.targets[row['target_name']].luns[row['lun']]
-        unit = _restored(master, row, lun, workers)
+        target = configuration.targets[row['target_name']]
+        unit = _restored_unit(master, row, target.luns[row['lun']])
+        _restore_sessions(unit, row, workers)
         master.units.by_id[unit.id] = unit
-        if lun.unit_state:
-            master.replication.state.active.add((unit.target_name, lun.number))
+        if unit.lun.unit_state:
+            master.replication.state.active.add((unit.target_name, unit.lun.number))
+    for row in words['standby']:
+        unit = _restored_standby(row, configuration.targets[row['target_name']])
+        _restore_sessions(unit, row, workers)
+        master.units.in_standby[unit.id] = unit
     master.rod_tokens.take_over(words['tokens'], workers)
     for unit_id, key, pids in words['removed']:
         holders = {workers[pid] for pid in pids if pid in workers}
@@ -92,9 +98,14 @@ def restore(master, words):
         exports.unavailable[target_name, number] = UnavailableLun(target, target.luns[number], why)
 
 
-def _restored(master, row, lun, workers):
+def _store(row):
     store = adopt_store(row['store'], row['medium'], row['descriptors'], row['spares'])
     store.flag = row['store']['flag']
+    return store
+
+
+def _restored_unit(master, row, lun):
+    store = _store(row)
     medium = master.atomic_writes.of_store(store.key) if lun.atomic_writes else None
     unit = Unit(
         row['id'],
@@ -107,6 +118,24 @@ def _restored(master, row, lun, workers):
         medium,
         row['found'],
     )
+    for pid, number in row['slots'].items():
+        unit.slots[master.workers.by_pid[pid]] = medium.slots[number]
+    return unit
+
+
+def _restored_standby(row, target):
+    return StandbyUnit(
+        row['id'],
+        row['key'],
+        target,
+        target.luns[row['lun']],
+        _store(row),
+        row['facts'],
+        Shared(**row['shared']),
+    )
+
+
+def _restore_sessions(unit, row, workers):
     for name in PLAIN:
         setattr(unit, name, row[name])
     for pid, nexus in row['workers'].items():
@@ -117,9 +146,6 @@ def _restored(master, row, lun, workers):
     unit.left_out = {workers[pid]: holder for pid, holder in row['left_out'].items()}
     for pid, (nexus, count) in row['guests'].items():
         unit.guests[workers[pid]] = Nexus(*nexus), count
-    for pid, number in row['slots'].items():
-        unit.slots[workers[pid]] = medium.slots[number]
-    return unit
 
 
 def start_serving(master):

@@ -116,8 +116,6 @@ class Upgrade(object):
                 return (
                     'unit %s is being formatted or sanitized; upgrade when that is done' % unit.id
                 )
-        if any(unit.workers for unit in master.units.in_standby.values()):
-            return 'sessions have paths in standby here; restart targetd instead: they use the other server'
         if not master.units.hanging.is_quiet or master.jobs.has_stuck or self._stuck_workers():
             return 'a medium does not answer; see "targetdctl show units", and upgrade when it does'
         return self._why_another_configuration()
@@ -155,6 +153,7 @@ class Upgrade(object):
             (master.units.has_incomplete_logins, 'logins'),
             (not master.saver.is_idle, 'writing of state-dir'),
             (not master.jobs.is_idle, 'work on a medium'),
+            (master.replication.state.ordered, 'a takeover'),
             (master.atomic_writes.has_repairs, 'the repair of an atomic write'),
             (not master.counting.is_idle, 'the collection of counters'),
             (not master.line_sampling.is_idle, 'targetdctl why slow'),

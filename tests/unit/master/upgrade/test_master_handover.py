@@ -9,7 +9,7 @@ from targetd import channel as channels
 from targetd.compat import memory_file
 from targetd.master.logins.sessions import SessionRecord
 from targetd.master.processes.workers import WorkerProcess
-from targetd.master.units.unit import Unit
+from targetd.master.units.unit import StandbyUnit, Unit
 from targetd.master.upgrade import handover, handover_units
 from targetd.scsi.sam import Nexus
 
@@ -94,8 +94,16 @@ HANDED_OVER = {
 }
 
 
+ANEW[StandbyUnit] = ANEW[Unit] | {'target'}
+HANDED_OVER[StandbyUnit] = HANDED_OVER[Unit]
+
+
 class Store(object):
     size = 0
+
+
+class Target(object):
+    name = 'a'
 
 
 def test_every_attribute_passes_over_or_is_made_anew():
@@ -103,6 +111,7 @@ def test_every_attribute_passes_over_or_is_made_anew():
     claim = {'session': {'initiator_name': 'a'}}
     made = {
         Unit: Unit('a/0', 'key', 'a', None, Store(), {}, None),
+        StandbyUnit: StandbyUnit('a/0', 'key', Target(), None, Store(), {}, None),
         SessionRecord: SessionRecord(None, 1, None, claim, 0.0),
         WorkerProcess: WorkerProcess(1, None, 0.0, 0),
     }
