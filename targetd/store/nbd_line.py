@@ -7,6 +7,7 @@ a connection, and receives the descriptor of one on which the handshake is over:
     master --control: {'line': flag} and a descriptor--> keeper     (control: the store's descriptor)
     master --control: {'size': bytes} and a descriptor--> keeper --{'size': bytes} or {'why': …}--> master
     worker --{'connect': slot}--> keeper --{'why': …}--> … --{'export': …} and a descriptor--> worker
+    job --{'connect': 0, 'unless_clean': True}--> keeper --as above, or at once {'clean': True}--> job
     worker --{'change': …}, its data, …, {'left': True}--> keeper     (what no flush has made durable)
 
 Imports nothing of targetd. A message is a JSON object; the sockets keep their boundaries.

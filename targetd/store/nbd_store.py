@@ -43,10 +43,16 @@ BUSY = 16
 SECOND_SECONDS = 60.0
 
 
+class _Clean(Exception):
+    """Everything that was acknowledged is durable: a flush needs no connection."""
+
+
 class NbdStore(FlushingStore):
     """description: also has `multi`, whether the server offers CAN_MULTI_CONN, and `acknowledges_durable`,
-    whether every write is durable when it is acknowledged; descriptor: a line to the keeper; claim: a
-    memory file on which the processes lock ranges, and in which each has a byte."""
+    whether every write is durable when it is acknowledged; with `only_flushes`, a store for a flush of all
+    sessions, which needs no connection while everything is durable, and waits `patience` seconds for the
+    server (None: for ever); descriptor: a line to the keeper; claim: a memory file on which the processes
+    lock ranges, and in which each has a byte."""
 
     def __init__(self, description: Dict[str, Any], descriptor: int) -> None:
         super(NbdStore, self).__init__(description, descriptor)
@@ -55,6 +61,9 @@ class NbdStore(FlushingStore):
         # durable writes need no log: what was acknowledged is not lost with the server
         self._has_cache = not description.get('acknowledges_durable')
         self._writes_durable = not self._is_multi or not self._has_cache
+        self._only_flushes = bool(description.get('only_flushes'))
+        patience = description.get('patience')
+        self._end = None if patience is None else time.monotonic() + patience
         self._line = socket.socket(fileno=descriptor)
         self._is_closed = self._has_left = False
         self._speaking = threading.Lock()  # held by who sends messages on the line
@@ -230,6 +239,8 @@ class NbdStore(FlushingStore):
         mark = self._changes.mark()
         try:
             self._call(numbers.CMD_FLUSH, 0, 0, 0)
+        except _Clean:
+            pass
         except OSError as e:
             if not self._is_closed:
                 failure_flags.set_flag(self._flag)
@@ -362,12 +373,16 @@ class NbdStore(FlushingStore):
         """Have the keeper make a connection, however long that takes; returns None if the server
         does not accept a second one. Raises OSError."""
         words: Dict[str, Any] = {'connect': slot}
+        if self._only_flushes:
+            words['unless_clean'] = True
         try:
             with self._speaking:  # not among the changes that leave() sends
                 if self._has_left:
                     raise failure(errno.EBADF, self.path)
                 nbd_line.send(self._line, words)
             while True:
+                if self._end is not None:
+                    self._line.settimeout(max(0.01, self._end - time.monotonic()))
                 answer = nbd_line.receive(self._line)
                 if answer is not None and self._has_left:
                     for descriptor in answer[1]:
@@ -377,6 +392,8 @@ class NbdStore(FlushingStore):
                         errno.EBADF if self._is_closed or self._has_left else errno.ENXIO, self.path
                     )
                 words, descriptors = answer
+                if words.get('clean'):
+                    raise _Clean
                 if descriptors:
                     break
                 if words.get('final'):
@@ -384,6 +401,10 @@ class NbdStore(FlushingStore):
                 if slot:
                     return None
                 log.warning('%s cannot be used: it %s; it is tried again', self.path, words['why'])
+        except socket.timeout:
+            raise OSError(
+                errno.ETIMEDOUT, 'its NBD server is away, with unflushed writes', self.path
+            )
         except OSError as e:
             if e.errno == errno.EPIPE:
                 raise failure(errno.ENXIO, self.path)

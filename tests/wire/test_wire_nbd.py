@@ -9,6 +9,7 @@ from daemon import TARGET, eventually
 from initiator import LoginFailed, pattern
 from nbd_peer import FLAGS, Peer
 
+from targetd.errors import EXIT_NOT_DURABLE
 from targetd.nbd import numbers
 
 pytestmark = pytest.mark.wire
@@ -95,6 +96,43 @@ def test_unflushed_writes_are_repeated_on_a_server_that_has_lost_them(nbdkit, da
     assert session.read(0, 128) == kept[: 64 * 512] + kept[:4096] + kept[72 * 512 :]
     daemon.logged('3 changes that were not flushed were repeated')
     assert session.run(SYNCHRONIZE).good()
+
+
+@pytest.mark.parametrize('how', ['killed', 'stopped'])
+def test_a_stop_does_not_wait_for_a_server_that_is_away_if_all_is_durable(
+    nbdkit, daemon, ready, how
+):
+    server = nbdkit('memory', '64M')
+    serve(daemon, server)
+    daemon.start()
+    session = ready(daemon)
+    session.write(0, pattern(1, 4096))
+    assert session.run(SYNCHRONIZE).good()
+    server.kill() if how == 'killed' else server.pause()
+    session.logout()
+    assert daemon.stop(25) == 0
+    assert 'is flushed' in daemon.log
+
+
+def test_a_stop_says_what_a_server_that_is_away_may_have_lost(nbdkit, daemon, ready):
+    """It waits for the server for some seconds only."""
+    server = nbdkit('memory', '64M')
+    serve(daemon, server)
+    daemon.text.server['stop-timeout'] = '1'
+    daemon.start()
+    daemon.expected_trouble.append('connection to the NBD|cannot be used|not return|FAILED|NOT ')
+    daemon.expected_trouble.append('not everything is durable')
+    session = ready(daemon)
+    session.write(0, pattern(1, 4096))
+    server.kill()
+    submit_writes(session, 3)
+    daemon.logged('cannot be used: it cannot be reached')
+    assert daemon.stop(25) == EXIT_NOT_DURABLE
+    assert 'could NOT be flushed: its NBD server is away, with unflushed writes' in daemon.log
+    daemon.expected_trouble.append('not served until')
+    server.start()
+    daemon.start()
+    assert daemon.units()[0]['state'].startswith('failed: flush failed')
 
 
 def test_a_server_that_is_not_there_at_the_start_does_not_hold_it_up(nbdkit, daemon, sessions):

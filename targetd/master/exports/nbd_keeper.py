@@ -188,7 +188,9 @@ class Keeper(object):
         message = _received(line.sock)
         words = message[0] if message is not None else {}
         slot = words.get('connect')
-        if slot in (0, 1):
+        if words.get('unless_clean') and self._is_clean():
+            self._send(line, {'clean': True})
+        elif slot in (0, 1):
             self._asked(line, slot)
         elif isinstance(words.get('change'), list) and len(words['change']) == 5:
             line.left.append(words['change'][:4] + [bytearray()])
@@ -243,6 +245,11 @@ class Keeper(object):
     def _is_dirty(self, line):
         """True if the process has changes that are not durable, or was killed with them."""
         return not line.is_flushed and os.pread(self._claim, 1, line.place) == b'\1'
+
+    def _is_clean(self):
+        """True if everything that was acknowledged to any process is durable."""
+        is_dirty = any(map(self._is_dirty, self._lines.values()))
+        return not (is_dirty or self._left or self._unflushed)
 
     def _new_place(self):
         """Returns the byte of the memory file for a new line."""

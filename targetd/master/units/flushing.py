@@ -25,6 +25,9 @@ from targetd.store import failure_flags, from_descriptor, nbd_line
 
 # shorter, together with the other stages of the stop, than a service manager waits
 FLUSH_SECONDS = 30.0
+#: At the stop, a flush waits so long for an NBD server that is away: longer than an attempt of the keeper to
+#: connect (exports.nbd_connecting.SECONDS), in which that does not answer.
+AWAY_SECONDS = 10.0
 GROUP_SECONDS = 10.0  # of a job that flushes several files
 FILES_PER_JOB = 64  # each keeps a descriptor
 
@@ -38,9 +41,10 @@ class Flushes(object):
         self._removed = {}  # units that are no longer exported -> those who wait for their last flush
         self._doubts = collections.Counter()  # failure flag -> reasons why its medium is in doubt
 
-    def flush_unit(self, unit, done, is_repeated=False):
+    def flush_unit(self, unit, done, is_repeated=False, patience=None):
         """Make durable what any process wrote to the medium of the unit. done(None), or done(OSError) if
-        that failed, is called now or within FLUSH_SECONDS."""
+        that failed, is called now or within FLUSH_SECONDS. patience: seconds that it waits for an NBD
+        server that is away, and then has failed; None: as for a disk that hangs."""
         name = ('flush', unit.id)
         if not has_cache(unit):
             done(None)
@@ -49,14 +53,17 @@ class Flushes(object):
             done(OSError(errno.ETIMEDOUT, 'an earlier flush has not ended'))
             return
         description, descriptor = flush_description(unit.store), unit.store.descriptor
+        description.update(only_flushes=True, patience=patience)
         flag = unit.store.flag
 
         def flushed(result):
-            unit.has_flush_timed_out = result.is_late
+            unit.has_flush_timed_out = (
+                result.is_late or result.values.get('errno') == errno.ETIMEDOUT
+            )
             if result.is_late:
                 self._begin_doubt(flag)
             elif has_died(result) and not is_repeated:
-                self.flush_unit(unit, done, True)
+                self.flush_unit(unit, done, True, patience)
                 return
             elif result.why:
                 self._failed(unit, result)
@@ -128,10 +135,12 @@ class Flushes(object):
 
     # -- several units -----------------------------------------------------------------------------
 
-    def flush_units(self, units, done, with_removed=False):
-        """Flush several units at the same time. Calls done([(unit, None or OSError) …]). with_removed: of
-        the units too that are no longer exported and whose last flush has not ended."""
-        removed = list(self._removed.values()) if with_removed else []
+    def flush_units(self, units, done, is_last=False):
+        """Flush several units at the same time. Calls done([(unit, None or OSError) …]). is_last: at the
+        stop: also of the units that are no longer exported and whose last flush has not ended, and
+        with a limit for servers that are away."""
+        removed = list(self._removed.values()) if is_last else []
+        patience = AWAY_SECONDS if is_last else None
         results, count = [], len(units) + len(removed)
 
         def flushed(unit, error):
@@ -141,7 +150,8 @@ class Flushes(object):
 
         for group in grouped_by_file_system(units):
             if len(group) == 1:
-                self.flush_unit(group[0], functools.partial(flushed, group[0]))
+                each = functools.partial(flushed, group[0])
+                self.flush_unit(group[0], each, patience=patience)
             else:
                 self._flush_group(group, flushed)
         for waiting in removed:

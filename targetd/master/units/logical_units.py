@@ -488,7 +488,7 @@ class Units(object):
     def flush_all(self, done):
         """At the stop: make every medium durable. done([(unit, None or OSError) …]) is called within
         flushing.FLUSH_SECONDS."""
-        self.flushes.flush_units(list(self.by_id.values()), done, with_removed=True)
+        self.flushes.flush_units(list(self.by_id.values()), done, is_last=True)
 
     def close_all(self):
         """Close every store. A store whose flush timed out is left to the kernel, because close()

@@ -37,8 +37,8 @@ class Export(object):
         self.thread.start()
         self.stores = []
 
-    def session(self, filters=()):
-        """Another NbdStore, as a worker has it."""
+    def session(self, filters=(), **more):
+        """Another NbdStore, as a worker has it; more: further words of the description."""
         words = {
             'kind': 'nbd',
             'path': self.peer.uri,
@@ -48,6 +48,7 @@ class Export(object):
             'filters': filters,
             'capabilities': NO_CAPABILITIES._replace(unmap=True)._asdict(),
         }
+        words.update(more)
         line = nbd_line.open_line(self.control.fileno(), self.flag)
         self.stores.append(from_descriptor(words, line, os.dup(self.claim)))
         return self.stores[-1]
@@ -514,3 +515,19 @@ def test_pre_fetch(export):
     other = export()
     other.session().prefetch(1024, 4096)
     assert commands(other.peer) == [numbers.CMD_READ]
+
+
+def test_a_flush_alone_waits_for_the_server_if_something_is_not_durable(export):
+    """Without a connection while everything is; for some seconds only with a limit, and then data is lost."""
+    made = export()
+    session = made.session()
+    made.session(only_flushes=True).flush(0, SIZE)
+    assert made.peer.requests == []
+    session.write(0, b'a' * 512, False)
+    made.session(only_flushes=True).flush(0, SIZE)
+    assert made.peer.requests[-1][0] == numbers.CMD_FLUSH
+    session.write(0, b'b' * 512, False)
+    made.peer.close()
+    with pytest.raises(OSError) as failed:
+        made.session(only_flushes=True, patience=0.2).flush(0, SIZE)
+    assert failed.value.errno == errno.ETIMEDOUT and failure_flags.is_set(made.flag)

@@ -250,3 +250,28 @@ def test_what_was_left_is_lost_if_the_server_does_not_come_back_in_time(bench):
     bench.now += nbd_keeper.LAST_SECONDS + 1
     assert not bench.keeper.is_needed()
     assert failure_flags.is_set(flag)
+
+
+def test_who_only_flushes_needs_no_server_while_everything_is_durable(bench):
+    worker, job = bench.line(), bench.line()
+    bench.ask(worker)
+    place = bench.answer(worker)['place']
+    bench.why = 'cannot be reached'
+    nbd_line.send(job, {'connect': 0, 'unless_clean': True})
+    bench.steps()
+    assert bench.answer(job) == {'clean': True}
+    os.pwrite(bench.claim, b'\1', place)  # the worker has written
+    nbd_line.send(job, {'connect': 0, 'unless_clean': True})
+    bench.steps()
+    assert bench.answer(job) == {'why': 'cannot be reached'}
+
+
+def test_a_session_that_has_ended_with_unflushed_writes_needs_the_server(bench):
+    worker = bench.line()
+    bench.ask(worker)
+    os.pwrite(bench.claim, b'\1', bench.answer(worker)['place'])
+    worker.close()
+    job = bench.line()
+    nbd_line.send(job, {'connect': 0, 'unless_clean': True})
+    bench.steps()
+    assert 'clean' not in (bench.answer(job) or {})
