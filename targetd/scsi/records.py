@@ -188,7 +188,9 @@ def _self_test(records, message):
 def _error(records, message):
     """The store has failed a command: kind; errno: its number; offset, length: the bytes that could
     not be accessed; is_exact: True if each of their blocks is known to be bad; by: the initiator's
-    name; at: milliseconds since 1970; count: how many such errors there were, 1 by default."""
+    name; at: milliseconds since 1970; count: how many such errors there were, 1 by default; seen: of
+    errors that were collected after an earlier one, when the latest was met, microseconds of
+    CLOCK_MONOTONIC, which only the master uses."""
     kind, number = message['kind'], message['errno']
     if kind not in unit_faults.KINDS:
         raise ValueError('error %r' % (kind,))

@@ -370,7 +370,8 @@ def test_unreceived_reads_continue_on_a_new_connection(login):
     """The reads are larger than the data kept for a lost connection; the rest is read again when it
     is requested."""
     old = login(2, MaxBurstLength='1048576', DefaultTime2Retain='60')
-    old.write(0, pattern(12, 4 << 20))
+    data = pattern(12, 4 << 20)
+    old.write(0, data)
     new = login(2, like=old, cid=2)
     commands = [old.submit(read_10(0, 8192), read=4 << 20) for _ in range(40)]
     new.cmd_sn = old.cmd_sn
@@ -383,7 +384,23 @@ def test_unreceived_reads_continue_on_a_new_connection(login):
         while response == TASK_STILL_ALLEGIANT and time.monotonic() < end:
             response = reassign(new, command)
         assert response == 0
-        assert new.wait(command).good().data == pattern(12, 4 << 20)
+        assert new.wait(command).good().data == data
+
+
+@pytest.mark.clause('RFC 7143 11.6.1')
+def test_reads_of_a_connection_that_is_not_closed_stay_there(login):
+    """Some are being sent, others wait in the queue, are being read, or wait for the budget."""
+    old = login(2, MaxBurstLength='1048576')
+    data = pattern(12, 4 << 20)
+    old.write(0, data)
+    new = login(2, like=old, cid=2)
+    commands = [old.submit(read_10(0, 8192), read=4 << 20) for _ in range(16)]
+    new.cmd_sn = old.cmd_sn
+    new.ping()  # they have arrived
+    for _ in range(3):
+        assert {reassign(new, command) for command in commands} == {TASK_STILL_ALLEGIANT}
+    for command in commands:
+        assert old.wait(command).good().data == data
 
 
 @pytest.mark.clause('RFC 7143 7.2.2')

@@ -1,6 +1,7 @@
 """The end of a session: nothing of it is executed after its answer, and the next session of the same
 initiator port finds nothing of it."""
 
+import contextlib
 import socket
 import struct
 import threading
@@ -229,20 +230,27 @@ def test_the_next_session_of_the_port_in_another_group_finds_nothing_of_the_old_
         nothing_is_left_in_the_other_group(two_groups, sessions)
 
 
+@contextlib.contextmanager
+def suspended_for_a_while(worker):
+    """The worker gets no processor time for the first 0.5 seconds of the body."""
+    worker.suspend()
+    timer = threading.Timer(0.5, worker.resume)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.join()
+
+
 @pytest.mark.parametrize('end', OTHER_ENDS[2:5], ids=OTHER_NAMES[2:5])
 def test_a_login_through_another_group_waits_until_the_lost_connection_was_noticed(
     two_groups, ready, sessions, end
 ):
     """The worker of the lost connection gets no processor time until the login has begun."""
     session, worker = holding(two_groups, ready)
-    worker.suspend()
-    timer = threading.Timer(0.5, worker.resume)
-    timer.start()
-    try:
+    with suspended_for_a_while(worker):
         end(session)
         nothing_is_left_in_the_other_group(two_groups, sessions)
-    finally:
-        timer.join()
 
 
 def test_a_killed_worker_is_gone_before_its_port_logs_in_to_another_group(
@@ -300,15 +308,10 @@ def test_a_login_with_another_isid_waits_until_the_lost_connection_was_noticed(
 ):
     """iPXE and libiscsi use a new ISID for each session (libiscsi's test PreventAllow.ITNexusLoss)."""
     session, worker = holding(two_groups, ready)
-    worker.suspend()
-    timer = threading.Timer(0.5, worker.resume)
-    timer.start()
-    try:
+    two_groups.other = two_groups.address
+    with suspended_for_a_while(worker):
         end(session)
-        two_groups.other = two_groups.address
         nothing_is_left_in_the_other_group(two_groups, sessions, bytes.fromhex('80abcdef0002'))
-    finally:
-        timer.join()
 
 
 @pytest.mark.clause('SBC-3 5.10')

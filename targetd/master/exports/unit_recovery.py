@@ -5,6 +5,7 @@ acknowledge --failed--> the master's description is flushed --> saved --> new st
 """
 
 import os
+import time
 
 from targetd import log
 from targetd.errors import TargetdError
@@ -94,6 +95,7 @@ class UnitRecovery(object):
         )
         if has_failed:  # new Stores, because the old ones keep the failure state
             replication.order_units(unit.workers, replace=[unit])
+        unit.acknowledged_at = int(time.monotonic() * 1e6)
         replication.distribute(unit, decision, None, lambda: None)
         if has_failed and unit.atomic is not None:
             replication.atomic_writes.retry_repairs(unit)

@@ -14,8 +14,9 @@ ATTENTIONS = {
 }
 
 
-def noted(shared, nexus, message, on_error, at):
-    """A worker reports a note. on_error: the setting of the LUN; at: milliseconds since 1970. Returns
+def noted(shared, nexus, message, on_error, at, acknowledged_at=0):
+    """A worker reports a note. on_error: the setting of the LUN; at: milliseconds since 1970;
+    acknowledged_at: when the administrator last acknowledged, microseconds of CLOCK_MONOTONIC. Returns
     a Decision. Raises Malformed.
 
     The Decision persists if it changes more than counts: the first fault of its kind, the first bad
@@ -31,10 +32,13 @@ def noted(shared, nexus, message, on_error, at):
         if kind == 'error':
             note = dict(note, by=nexus.initiator_name, at=at)
         new, _ = records.apply_change(shared.records, kind, note)
+        is_forgotten = kind == 'error' and _was_acknowledged(note, acknowledged_at)
     except VALUE_ERRORS as e:
         raise Malformed('note: %s' % e)
     restriction, attentions = shared.restriction, []
-    if (
+    if is_forgotten:
+        new['faults'] = shared.records['faults']
+    elif (
         kind == 'error'
         and on_error in faults.RESTRICTIONS
         and faults.is_of_the_medium(note['errno'])
@@ -53,6 +57,12 @@ def noted(shared, nexus, message, on_error, at):
         attentions,
         persist=WHEN_POSSIBLE if is_lasting else False,
     )
+
+
+def _was_acknowledged(note, acknowledged_at):
+    """True for errors that a worker had collected when the administrator acknowledged: the first of their
+    kind was known by then. Other reports are never forgotten: nobody has heard of them before."""
+    return 'seen' in note and faults.check_number(note['seen']) < acknowledged_at
 
 
 def state_ordered(shared, state):

@@ -329,7 +329,12 @@ class Replication(object):
             return
         try:
             decision = fault_transitions.noted(
-                unit.shared, nexus, message, unit.lun.on_error, int(time.time() * 1000)
+                unit.shared,
+                nexus,
+                message,
+                unit.lun.on_error,
+                int(time.time() * 1000),
+                unit.acknowledged_at,
             )
         except transitions.Malformed as e:
             log.error('worker %d sent an invalid report: %s', worker.pid, e)

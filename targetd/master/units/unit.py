@@ -66,6 +66,7 @@ class Unit(object):
         self.has_flush_timed_out = False
         self.position = None  # bytes of the operation that are done, though not yet durable
         self.are_records_scheduled = False  # changed records will be sent within RECORDS_SECONDS
+        self.acknowledged_at = 0  # when faults were acknowledged, µs of CLOCK_MONOTONIC
         self.is_unsaved = False  # `shared` differs from the saved state
 
     @property

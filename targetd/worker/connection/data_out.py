@@ -186,9 +186,9 @@ class DataOut(object):
         task.transfer = None
         self._connection.complete(task, CheckCondition(*SENSE[fault]))
 
-    def solicit(self, transfer, task):
-        """Queue the R2Ts that the transfer may send now."""
-        for ttt, r2t_sn, offset, length in transfer.next_r2ts(self._session.allot_ttt):
+    def solicit(self, transfer, task, again=()):
+        """Queue the R2Ts that the transfer may send now, or these again: (TTT, R2TSN, offset, length)."""
+        for ttt, r2t_sn, offset, length in again or transfer.next_r2ts(self._session.allot_ttt):
             self._connection.outbox.put_pdu(
                 pdu.ReadyToTransfer(
                     lun=task.lun,

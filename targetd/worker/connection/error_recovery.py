@@ -51,6 +51,12 @@ class _Resend(object):
         return None if index == 0 else ()
 
 
+def _itt_of_reply(pdus):
+    """The initiator task tag of queued PDU objects that answer a SCSI command, or None."""
+    is_reply = pdus and pdus[-1].opcode in (const.DATA_IN, const.SCSI_RESPONSE)
+    return pdus[-1].itt if is_reply else None
+
+
 class RecoveringOutbox(SharedOutbox):
     """Send queue that keeps the sent replies until the initiator acknowledges them."""
 
@@ -79,13 +85,10 @@ class RecoveringOutbox(SharedOutbox):
         return whole
 
     def _renewed(self, header):
-        """Return the header with the current ExpCmdSN and MaxCmdSN; an R2T also carries the current
-        StatSN (RFC 7143 11.16)."""
+        """Return the header with the current ExpCmdSN and MaxCmdSN (RFC 7143 11.16)."""
         header = bytearray(header)
         _U32.pack_into(header, 28, self._session.exp_cmd_sn)
         _U32.pack_into(header, 32, self._session.max_cmd_sn)
-        if header[0] == const.READY_TO_TRANSFER:
-            _U32.pack_into(header, 24, self.stat_sn)
         return bytes(header)
 
     def _keep(self, whole):
@@ -149,6 +152,14 @@ class RecoveringOutbox(SharedOutbox):
             (reply for reply in reversed(self.kept()) if reply.itt == itt and reply.is_scsi_reply),
             None,
         )
+
+    def holds_reply_to(self, itt):
+        """Return True if a reply to this task waits in the queue, or was sent and is kept. [any]"""
+        with self._numbering:  # entries go from the queue to what is kept while it is held
+            return self.reply_to(itt) is not None or any(
+                itt == (entry[0] if entry[0] is not None else _itt_of_reply(entry[1]))
+                for entry in list(self.queue)
+            )
 
     def drop(self, reply):
         """Drop the reply: another connection sends it now."""
@@ -267,22 +278,8 @@ class RecoveringConnection(SharedConnection):
 
     def _snack_r2t(self, request, task):
         r2ts = task.transfer.outstanding(request.beg_run, request.run_length)
-        self.outbox.send_again(
-            [
-                (
-                    pdu.ReadyToTransfer(
-                        lun=task.lun,
-                        itt=task.itt,
-                        ttt=ttt,
-                        r2t_sn=r2t_sn,
-                        buffer_offset=offset,
-                        desired_length=length,
-                    ).encode(),
-                    None,
-                )
-                for ttt, r2t_sn, offset, length in r2ts
-            ]
-        )
+        if r2ts:
+            self.data_out.solicit(task.transfer, task, r2ts)
         return bool(r2ts)
 
     def _data_ack(self, request):
@@ -360,13 +357,15 @@ class RecoveringConnection(SharedConnection):
 
     def _take_reply(self, request, tag, respond):
         """The task has ended and its reply did not arrive: send the reply here."""
-        for connection in list(self.worker.members.lost.values()) + list(self.worker.connections):
-            if connection.ended is not None:
-                connection.send_remaining()  # queued replies get their StatSN and are kept
+        # the living ones first: one that ends meanwhile is then seen twice, and not missed
+        for connection in list(self.worker.connections) + list(self.worker.members.lost.values()):
+            if connection.ended is None:
+                if connection.outbox.holds_reply_to(tag):
+                    respond(const.TASK_STILL_ALLEGIANT)
+                    return
+                continue
+            connection.send_remaining()  # queued replies get their StatSN and are kept
             reply = connection.outbox.reply_to(tag)
-            if reply is not None and connection.ended is None:
-                respond(const.TASK_STILL_ALLEGIANT)
-                return
             if reply is not None:
                 connection.outbox.drop(reply)
                 respond(const.FUNCTION_COMPLETE)

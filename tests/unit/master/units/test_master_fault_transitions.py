@@ -15,9 +15,9 @@ SHARED = shared_state.initial_state({}, {}, 'boot')
 READ = {'kind': 'read', 'errno': errno.EIO, 'offset': 512, 'length': 512, 'is_exact': True}
 
 
-def noted(shared, on_error='report', **words):
+def noted(shared, on_error='report', acknowledged_at=0, **words):
     message = {'kind': 'error', 'note': dict(READ, **words)}
-    return fault_transitions.noted(shared, ONE, message, on_error, 1000)
+    return fault_transitions.noted(shared, ONE, message, on_error, 1000, acknowledged_at)
 
 
 def test_a_fault_is_recorded_with_the_master_s_clock_and_the_initiator_s_name():
@@ -69,6 +69,23 @@ def test_a_restriction_is_kept_until_it_is_acknowledged():
     assert decision.shared.restriction == '' and decision.shared.records['faults'] == {}
     assert decision.shared.records['bad_blocks'] == [[512, 512]]
     assert not fault_transitions.is_degraded(decision.shared)
+
+
+def test_faults_that_were_collected_before_the_acknowledgement_degrade_the_unit_no_more():
+    before = noted(SHARED, 'offline', acknowledged_at=500, seen=499, count=3)
+    assert not fault_transitions.is_degraded(before.shared)
+    assert before.shared.records['errors']['read'] == 3  # what LOG SENSE counts
+    assert before.shared.records['bad_blocks'] == [[512, 512]]
+    for words in ({'seen': 500, 'count': 3}, {}):
+        after = noted(SHARED, 'offline', acknowledged_at=500, **words)
+        assert after.shared.restriction == 'offline'
+        assert sorted(after.shared.records['faults']) == ['read EIO']
+
+
+@pytest.mark.parametrize('seen', ['5', -1, None, True])
+def test_a_time_that_is_no_number_is_refused(seen):
+    with pytest.raises(transitions.Malformed):
+        noted(SHARED, seen=seen)
 
 
 def test_a_failure_and_a_restriction_are_acknowledged_together():
