@@ -37,6 +37,12 @@ def relative(path):
     return os.path.relpath(path, ROOT)
 
 
+def complaints(paths, found_in):
+    """['targetd/log.py: line 3', …]: what found_in(path) returns for each of the paths. A rule has one
+    test for all files: a test for each file would take pytest longer than the check."""
+    return ['%s: %s' % (relative(path), found) for path in paths for found in found_in(path)]
+
+
 def module_name(path):
     """'/…/targetd/scsi/sam.py' -> 'targetd.scsi.sam'; a package's __init__ is the package."""
     name = relative(path)[:-3].replace(os.sep, '.')

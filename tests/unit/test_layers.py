@@ -10,13 +10,13 @@ from source_tree import (
     PACKAGE,
     PACKAGES,
     ROOT,
+    complaints,
     folder_table,
     import_table,
     imports,
     module_name,
     python_files,
     read,
-    relative,
 )
 
 FILES = python_files('targetd')
@@ -241,27 +241,20 @@ def test_every_directory_is_in_the_table():
     assert directories == set(PACKAGES)
 
 
-@pytest.mark.parametrize('path', FILES, ids=relative)
-def test_imports_follow_the_table(path, table, modules):
-    source = module_name(path)
-    assert forbidden_imports(table, source, read(path), modules, path.endswith('__init__.py')) == []
+def test_imports_follow_the_table(table, modules):
+    def forbidden(path):
+        is_package = path.endswith('__init__.py')
+        return forbidden_imports(table, module_name(path), read(path), modules, is_package)
+
+    assert complaints(FILES, forbidden) == []
 
 
-@pytest.mark.parametrize('path', FILES, ids=relative)
-def test_foreign_modules_are_imported_only_where_allowed(path):
-    assert forbidden_modules(module_name(path), read(path)) == []
+def test_foreign_modules_are_imported_only_where_allowed():
+    assert complaints(FILES, lambda path: forbidden_modules(module_name(path), read(path))) == []
 
 
-@pytest.mark.parametrize('path', FILES, ids=relative)
-def test_forks_and_version_checks_are_only_where_allowed(path):
-    assert forbidden_calls(module_name(path), read(path)) == []
-
-
-@pytest.mark.parametrize(
-    'path', [p for p in FILES if layer_of(module_name(p)) == 'base'], ids=relative
-)
-def test_base_imports_only_base(path, table, modules):
-    assert forbidden_imports(table, module_name(path), read(path), modules) == []
+def test_forks_and_version_checks_are_only_where_allowed():
+    assert complaints(FILES, lambda path: forbidden_calls(module_name(path), read(path))) == []
 
 
 def test_architecture_has_the_rules_that_are_checked_here():
@@ -323,9 +316,13 @@ def test_every_inner_folder_has_a_row():
     assert set(folder_table()) == folders
 
 
-@pytest.mark.parametrize('path', FILES, ids=relative)
-def test_imports_between_inner_folders_follow_the_table(path, modules):
-    assert forbidden_inner_imports(folder_table(), module_name(path), read(path), modules) == []
+def test_imports_between_inner_folders_follow_the_table(modules):
+    folders = folder_table()
+
+    def forbidden(path):
+        return forbidden_inner_imports(folders, module_name(path), read(path), modules)
+
+    assert complaints(FILES, forbidden) == []
 
 
 @pytest.mark.parametrize(

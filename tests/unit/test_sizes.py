@@ -5,7 +5,7 @@ import os
 import sys
 
 import pytest
-from source_tree import PACKAGE, python_files, read, relative
+from source_tree import PACKAGE, complaints, python_files, read
 
 FILES = python_files('targetd', 'tests')
 SOURCE = python_files('targetd')
@@ -19,11 +19,18 @@ TABLE_FILES = ('scsi/opcodes.py', 'iscsi/keys.py', 'config/settings.py', 'admin/
 
 
 def functions(tree):
-    """(name, line, number of lines from def to end) of every function and method, nested ones too."""
-    for node in ast.walk(tree):
+    """[(name, line, number of lines from def to end)] of every function and method, nested ones too."""
+    found = []
+
+    def last_line(node):
+        lines = [last_line(child) for child in ast.iter_child_nodes(node)]
+        last = max(lines + [getattr(node, 'lineno', 0)])
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            last = max(getattr(each, 'lineno', 0) for each in ast.walk(node))
-            yield node.name, node.lineno, last - node.lineno + 1
+            found.append((node.name, node.lineno, last - node.lineno + 1))
+        return last
+
+    last_line(tree)
+    return found
 
 
 def percentile(numbers, share):
@@ -31,18 +38,16 @@ def percentile(numbers, share):
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
-@pytest.mark.parametrize('path', FILES, ids=relative)
 @pytest.mark.skipif(
     sys.version_info < (3, 8),
     reason='before 3.8 ast counts the decorators of a function, such as a table of cases, as its lines',
 )
-def test_no_function_is_too_long(path):
-    long = [
-        '%s (line %d): %d lines' % f
-        for f in functions(ast.parse(read(path)))
-        if f[2] > LONGEST_FUNCTION
-    ]
-    assert long == []
+def test_no_function_is_too_long():
+    def long(path):
+        found = functions(ast.parse(read(path)))
+        return ['%s (line %d): %d lines' % f for f in found if f[2] > LONGEST_FUNCTION]
+
+    assert complaints(FILES, long) == []
 
 
 def test_most_functions_are_short():
@@ -51,42 +56,47 @@ def test_most_functions_are_short():
     assert percentile(lengths, 0.9) <= 35
 
 
-@pytest.mark.parametrize('path', SOURCE, ids=relative)
-def test_no_file_is_too_long(path):
-    if os.path.relpath(path, PACKAGE) not in TABLE_FILES:
-        assert len(read(path).splitlines()) <= LONGEST_FILE
+def test_no_file_is_too_long():
+    def too_long(path):
+        lines = len(read(path).splitlines())
+        is_table = os.path.relpath(path, PACKAGE) in TABLE_FILES
+        return ['%d lines' % lines] if lines > LONGEST_FILE and not is_table else []
+
+    assert complaints(SOURCE, too_long) == []
 
 
-@pytest.mark.parametrize('path', FILES, ids=relative)
-def test_no_line_is_too_long(path):
-    assert [
-        'line %d' % n
-        for n, line in enumerate(read(path).splitlines(), 1)
-        if len(line) > LONGEST_LINE
-    ] == []
+def test_no_line_is_too_long():
+    def long(path):
+        lines = enumerate(read(path).splitlines(), 1)
+        return ['line %d' % number for number, line in lines if len(line) > LONGEST_LINE]
+
+    assert complaints(FILES, long) == []
 
 
-@pytest.mark.parametrize('path', FILES, ids=relative)
-def test_no_blanks_at_line_ends_and_no_tabs(path):
-    lines = read(path).split('\n')
-    assert [
-        'line %d' % n for n, line in enumerate(lines, 1) if line != line.rstrip() or '\t' in line
-    ] == []
+def test_no_blanks_at_line_ends_and_no_tabs():
+    def blank(path):
+        lines = enumerate(read(path).split('\n'), 1)
+        return ['line %d' % n for n, line in lines if line != line.rstrip() or '\t' in line]
+
+    assert complaints(FILES, blank) == []
 
 
-@pytest.mark.parametrize('path', FILES, ids=relative)
 @pytest.mark.skipif(
     sys.version_info < (3, 8),
     reason='ast knows older syntaxes from 3.8 on; on 3.6 importing is the test',
 )
-def test_it_is_python_3_6(path):
-    ast.parse(read(path), feature_version=(3, 6))
+def test_it_is_python_3_6():
+    for path in FILES:
+        ast.parse(read(path), path, feature_version=(3, 6))
 
 
-@pytest.mark.parametrize('path', SOURCE, ids=relative)
-def test_every_module_has_a_docstring(path):
-    text = read(path)
-    assert not text.strip() or ast.get_docstring(ast.parse(text))
+def test_every_module_has_a_docstring():
+    without = [path for path in SOURCE if read(path).strip() and not docstring(path)]
+    assert without == []
+
+
+def docstring(path):
+    return ast.get_docstring(ast.parse(read(path)))
 
 
 def test_a_long_function_is_found():

@@ -33,11 +33,13 @@ def test_no_file_has_the_name_of_the_other_tool():
     assert [path for path in committed_files() if 'targetctl' in os.path.basename(path)] == []
 
 
-@pytest.mark.parametrize('path', sorted(committed_files()), ids=os.path.basename)
-def test_a_text_that_names_targetctl_says_that_it_belongs_to_lio(path):
-    with open(path, encoding='utf-8') as f:
-        text = f.read()
-    assert 'targetctl' not in text or 'LIO' in text
+def test_a_text_that_names_targetctl_says_that_it_belongs_to_lio():
+    def is_unclear(path):
+        with open(path, encoding='utf-8') as f:
+            text = f.read()
+        return 'targetctl' in text and 'LIO' not in text
+
+    assert [path for path in committed_files() if is_unclear(path)] == []
 
 
 @pytest.mark.parametrize('path', PROSE)
