@@ -1,283 +1,288 @@
-"""One NBD client of the store process, and how its requests become asynchronous operations of an image.
+"""One NBD client of the store process, in its event loop (event_loop).
 
-     reader thread --aio_…--> librbd --its thread calls back--> reply in the queue --> sent, by who
-                                                                      |              gets the lock
-                                                                      +--socket full--> sender thread
+     receive() --many requests at once--> operations --ended()--> replies --send()--> all in one sendmsg
 
-Replies are in the order of completion. A client that does not read its replies does not delay
-the others. A request that the cluster does not answer stays without a reply.
+Replies are in the order of completion. What a client has sent is finished and answered before the connection
+is closed. A client that does not read its replies is not read from either, as soon as it has MOST_REQUESTS or
+MOST_BYTES in progress, and delays no other client. A request that the cluster does not answer stays without
+a reply.
+
+Everything is used by the thread of the loop.
 """
 
-import collections
+import ctypes
 import errno
-import select
 import socket
-import threading
 
+from targetd.ceph.image_buffers import HEAD, Input, ReplyBuffers
 from targetd.nbd import numbers, server_side
 
 #: What one connection may have in progress.
 MOST_REQUESTS, MOST_BYTES = 256, 32 << 20
-_BUFFERS = 64  # of one sendmsg
 _DATA = (numbers.CMD_READ, numbers.CMD_WRITE)
+_PARTS = 256  # of one sendmsg
+_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+
+
+class _Request(object):
+    """size: the bytes of data that it counts for; chunk: of Input, with the data of a WRITE; buffer: for the
+    data of a READ."""
+
+    __slots__ = ('client', 'command', 'cookie', 'offset', 'length', 'size', 'chunk', 'buffer')
+
+    def __init__(self, client, command, cookie, offset, length):
+        self.client = client
+        self.command = command
+        self.cookie = cookie
+        self.offset = offset
+        self.length = length
+        self.size = length if command in _DATA else 0
+        self.chunk = self.buffer = None
 
 
 class Client(object):
-    """sock: the connection; served: what is served (rbd_server.Server)."""
+    """sock: the connection; served: rbd_server.Server; operations: poll_operations.Operations or
+    callback_operations.Operations; later(function,
+    call): has a thread call the function, and then the loop call(its result)."""
 
-    def __init__(self, sock, served):
-        self._socket = sock
+    def __init__(self, sock, served, operations, later):
+        self.socket = sock
         self._served = served
-        self._image = served.image
-        self._room = threading.Condition()
+        self._operations = operations
+        self._later = later
+        self._input = Input()
+        self._missing = 0  # bytes that the next request has at least
+        self._buffers = ReplyBuffers()
+        self._replies = []  # memoryviews or bytes
+        self._answered = []  # for each of them its _Request, or None
         self._count = self._bytes = 0
-        self._replies = collections.deque()
-        self._rest = []  # what a sendmsg has left
-        self._sending = threading.Lock()
-        self._is_stuck = threading.Event()
-        self._is_over = False
-        self._structured = False
-        self._has_sender = False
+        self._is_full = False  # more requests are not begun now
+        self._is_stuck = False  # the socket takes no more
+        self._is_lost = False  # nobody receives replies
+        self.has_left = False  # nothing more is received
+        offer = served.offer()
+        self._structured, self._has_allocation = False, offer.has_allocation
+        self._steps = server_side.negotiate(offer)
+        self._wanted = next(self._steps)
+        self._negotiate()
 
-    # -- reading -----------------------------------------------------------------------------------
+    # -- for the loop ------------------------------------------------------------------------------
 
-    def run(self):
-        """Serve until the client leaves. What it has sent is finished and answered before the connection is
-        closed."""
+    @property
+    def receives(self):
+        """True if the client can be read from."""
+        return not (self._is_full or self.has_left)
+
+    @property
+    def is_stuck(self):
+        """True if replies wait for the socket."""
+        return self._is_stuck
+
+    @property
+    def is_done(self):
+        """True if nothing is left to do but to close the connection."""
+        return self.has_left and not self._count and not self._replies
+
+    @property
+    def only_sends(self):
+        """True if the client has left, and replies are left that it does not take."""
+        return self.has_left and self._is_stuck and self._count == sum(map(bool, self._answered))
+
+    def receive(self):
+        """Take what the client has sent, and begin its requests."""
+        given = self._input
         try:
-            with self._socket.makefile('rb', 1 << 17) as stream:
-                if self._negotiate(stream):
-                    while self._step(stream):
-                        pass
-        except (OSError, server_side.ProtocolError):
-            pass
-        with self._room:
-            while self._count:
-                self._room.wait()
-        self._finish()
-
-    def _finish(self):
-        """Send what is left, and close."""
-        with self._sending:
-            self._is_over = True
-        self._is_stuck.set()
-        try:
-            self._socket.settimeout(5.0)
-            for part in self._rest + [each for reply in self._replies for each in reply]:
-                self._socket.sendall(part)
+            count = self.socket.recv_into(given.space(self._missing), 0, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
         except OSError:
-            pass
-        self._socket.close()
+            count = 0
+        if not count:
+            self.has_left = True
+            return
+        given.end += count
+        self._go_on()
 
-    def _negotiate(self, stream):
-        offer = self._served.offer()
-        self._has_allocation = offer.has_allocation
-        steps = server_side.negotiate(offer)
-        wanted = next(steps)
+    def send(self):
+        """Send what the socket takes, and begin the requests that have waited for it."""
+        while self._replies:
+            parts = self._replies[:_PARTS]
+            try:
+                sent = 0 if self._is_lost else self.socket.sendmsg(parts, (), _FLAGS)
+            except BlockingIOError:
+                self._is_stuck = True
+                return
+            except OSError:
+                self._is_lost = True
+            if self._is_lost:
+                sent = sum(map(len, parts))
+            self._sent(parts, sent)
+            if self._is_full:
+                self._is_full = False
+                self._go_on()
+        self._is_stuck = False
+
+    def _sent(self, parts, sent):
+        """So many bytes of these replies have been sent."""
+        count = len(parts)
+        if sent < sum(map(len, parts)):
+            count = 0
+            while sent >= len(parts[count]):
+                sent -= len(parts[count])
+                count += 1
+            self._replies[count] = memoryview(parts[count])[sent:]
+        for request in self._answered[:count]:
+            if request is not None:
+                self._count -= 1
+                self._bytes -= request.size
+                if request.buffer is not None:
+                    self._buffers.give_back(request.buffer)
+        del self._replies[:count], self._answered[:count]
+
+    # -- requests ----------------------------------------------------------------------------------
+
+    def _go_on(self):
+        """Use what has been received."""
         try:
-            while True:
-                if isinstance(wanted, bytes):
-                    self._socket.sendall(wanted)
-                    wanted = steps.send(None)
-                else:
-                    wanted = steps.send(_exactly(stream, wanted))
+            if self._steps is not None:
+                self._negotiate()
+            while self._steps is None and not (self._is_full or self.has_left):
+                if not self._step():
+                    break
+        except server_side.ProtocolError:
+            self.has_left = True
+
+    def _negotiate(self):
+        given = self._input
+        try:
+            while self._steps is not None:
+                if isinstance(self._wanted, bytes):
+                    self._put(self._wanted, None)
+                    self._wanted = self._steps.send(None)
+                    continue
+                after = given.start + self._wanted
+                self._missing = self._wanted
+                if given.end < after:
+                    return
+                data = bytes(given.chunk.view[given.start : after])
+                given.start = after
+                self._wanted = self._steps.send(data)
         except StopIteration as e:
+            self._steps, self._missing = None, server_side.REQUEST_SIZE
             if e.value is None:
-                return False
-            self._structured, self._has_allocation = e.value
-            return True
+                self.has_left = True
+            else:
+                self._structured, self._has_allocation = e.value
 
-    def _step(self, stream):
-        """Take one request. Returns False at the end."""
-        header = stream.read(server_side.REQUEST_SIZE)
-        if len(header) < server_side.REQUEST_SIZE:
+    def _step(self):
+        """Begin the next request. Returns False if it is not there yet, or has to wait."""
+        given = self._input
+        start, size = given.start, server_side.REQUEST_SIZE
+        self._missing = size
+        if given.end - start < size:
             return False
-        flags, command, cookie, offset, length = server_side.parse_request(header)
+        chunk = given.chunk
+        flags, command, cookie, offset, length = server_side.parse_request(chunk.content, start)
         if command == numbers.CMD_DISC:
+            self.has_left = True
             return False
-        size = length if command in _DATA else 0
-        if size > MOST_BYTES:
+        request = _Request(self, command, cookie, offset, length)
+        if request.size > MOST_BYTES:
             raise server_side.ProtocolError('a request of %d bytes' % length)
-        data = _exactly(stream, length) if command == numbers.CMD_WRITE else None
-        self._enter(size)
-        error = self._why_not(command, offset, length)
+        if self._count >= MOST_REQUESTS or self._count and self._bytes + request.size > MOST_BYTES:
+            self._is_full = True
+            return False
+        if command == numbers.CMD_WRITE:
+            self._missing = size + length
+            if given.end - start < self._missing:
+                return False
+            request.chunk = chunk
+            chunk.users += 1
+        given.start = start + self._missing
+        self._missing = size
+        self._count += 1
+        self._bytes += request.size
+        error = self._served.why_not(command, offset, length)
         if error:
-            self._answer(command, cookie, error, size)
+            self._answer(request, error)
             return True
         try:
-            self._begin(flags, command, cookie, offset, length, data)
-        except Exception as e:  # of librbd: the request was not taken
-            self._completed(command, cookie, -abs(getattr(e, 'errno', 0) or errno.EIO), size)
+            self._begin(request, flags, chunk.address + start + size)
+        except OSError as e:  # of librbd: the request was not taken
+            self.ended(request, -(e.errno or errno.EIO))
         return True
 
-    def _why_not(self, command, offset, length):
-        """The errno that a request is refused with, or 0."""
-        changes = command in (numbers.CMD_WRITE, numbers.CMD_TRIM, numbers.CMD_WRITE_ZEROES)
-        if changes and not self._served.can_write:
-            return errno.EPERM
-        if command == numbers.CMD_FLUSH:
-            return 0
-        if offset + length > self._served.size or not length:
-            return errno.ENOSPC if changes else errno.EINVAL
-        return 0
-
-    def _enter(self, size):
-        with self._room:
-            while self._count and (self._count >= MOST_REQUESTS or self._bytes + size > MOST_BYTES):
-                self._room.wait()
-            self._count += 1
-            self._bytes += size
-
-    def _leave(self, size):
-        with self._room:
-            self._count -= 1
-            self._bytes -= size
-            self._room.notify()
-
-    # -- operations --------------------------------------------------------------------------------
-
-    def _begin(self, flags, command, cookie, offset, length, data):
-        """Start the operation of a request. FUA needs nothing: what is acknowledged is durable."""
-        image = self._image
+    def _begin(self, request, flags, address):
+        """Start the operation of a request. FUA needs nothing: what is acknowledged is durable. Raises
+        OSError."""
+        command, offset, length = request.command, request.offset, request.length
         if command == numbers.CMD_READ:
-
-            def was_read(completion, content):
-                number = completion.get_return_value()
-                if number < 0 or content is None:
-                    self._completed(command, cookie, number or -errno.EIO, length)
-                    return
-                if len(content) < length:
-                    content += bytes(length - len(content))
-                if self._structured:
-                    header = server_side.data_header(cookie, offset, length)
-                else:
-                    header = server_side.done(cookie)
-                self._reply((header, content), length)
-
-            image.aio_read(offset, length, was_read)
-            return
-        size = length if data is not None else 0
-
-        # `data` is a default so that it lives as long as librbd uses it
-        def was_done(completion, data=data):
-            self._completed(command, cookie, completion.get_return_value(), size)
-
-        if command == numbers.CMD_WRITE:
-            image.aio_write(data, offset, was_done)
+            request.buffer = buffer = self._buffers.take(length)
+            self._operations.read(request, offset, length, buffer.address + HEAD)
+        elif command == numbers.CMD_WRITE:
+            self._operations.write(request, offset, length, address)
         elif command == numbers.CMD_FLUSH:
-            image.aio_flush(was_done)
+            self._operations.flush(request)
         elif command == numbers.CMD_TRIM:
-            image.aio_discard(offset, length, was_done)
+            self._operations.discard(request, offset, length)
         elif command == numbers.CMD_WRITE_ZEROES:
             is_thick = flags & numbers.FLAG_NO_HOLE
-            image.aio_write_zeroes(offset, length, was_done, self._served.thick if is_thick else 0)
+            thick = self._served.thick if is_thick else 0
+            self._operations.write_zeroes(request, offset, length, thick)
         elif command == numbers.CMD_BLOCK_STATUS and self._has_allocation:
-            self._served.later(lambda: self._report_extents(cookie, offset, length))
+            self._later(
+                lambda: _extents(self._served, offset, length),
+                lambda found: self._report_extents(request, *found),
+            )
         else:
-            self._answer(command, cookie, errno.EINVAL, size)
-
-    def _report_extents(self, cookie, offset, length):
-        """[the thread for what blocks]"""
-        try:
-            extents = self._served.extents(offset, length)
-        except Exception as e:
-            error = abs(getattr(e, 'errno', 0) or errno.EIO)
-            self._completed(numbers.CMD_BLOCK_STATUS, cookie, -error, 0)
-            return
-        self._reply((server_side.status(cookie, extents),), 0)
-
-    def _completed(self, command, cookie, number, size):
-        """An operation has ended with this negative errno, or without an error."""
-        if number < 0:
-            self._served.failed(-number)
-        self._answer(command, cookie, -number if number < 0 else 0, size)
-
-    def _answer(self, command, cookie, error, size):
-        if error and self._structured and command in (numbers.CMD_READ, numbers.CMD_BLOCK_STATUS):
-            reply = server_side.failed(cookie, error)
-        else:
-            reply = server_side.done(cookie, error)
-        self._reply((reply,), size)
+            self._answer(request, errno.EINVAL)
 
     # -- replies -----------------------------------------------------------------------------------
 
-    def _reply(self, parts, size):
-        self._replies.append(parts)
-        self._drain()
-        self._leave(size)
-
-    def _drain(self):
-        """Send what is in the queue, unless another thread does, or the socket is full."""
-        while self._replies and not self._is_stuck.is_set() and self._sending.acquire(False):
-            try:
-                if not self._is_over and not self._send(socket.MSG_DONTWAIT):
-                    self._is_stuck.set()
-                    self._start_sender()
-            except OSError:
-                self._replies.clear()  # the client is gone
-                self._rest = []
-            finally:
-                self._sending.release()
-
-    def _send(self, flags):
-        """Returns False if the socket is full. Called with the lock held."""
-        while self._replies or self._rest:
-            parts = self._rest
-            while self._replies and len(parts) < _BUFFERS:
-                parts.extend(self._replies.popleft())
-            self._rest = parts
-            try:
-                sent = self._socket.sendmsg(parts, (), flags | socket.MSG_NOSIGNAL)
-            except BlockingIOError:
-                return False
-            if sent == sum(map(len, parts)):
-                self._rest = []
-            else:
-                self._rest = _after(parts, sent)
-        return True
-
-    def _start_sender(self):
-        if not self._has_sender:
-            self._has_sender = True
-            threading.Thread(target=self._send_later, daemon=True).start()
-
-    def _send_later(self):
-        """[sender thread] Sends whenever the socket was full."""
-        poll = select.poll()
-        poll.register(self._socket, select.POLLOUT)
-        while True:
-            self._is_stuck.wait()
-            if self._is_over:
-                return
-            poll.poll(1000)
-            with self._sending:
-                if self._is_over:
-                    return
-                try:
-                    if not self._send(socket.MSG_DONTWAIT):
-                        continue
-                except OSError:
-                    self._replies.clear()
-                    self._rest = []
-                self._is_stuck.clear()
-            self._drain()
-
-
-def _after(parts, sent):
-    """The buffers that are left when so many bytes were sent."""
-    left = []
-    for part in parts:
-        if sent >= len(part):
-            sent -= len(part)
+    def ended(self, request, number):
+        """The operation of a request has ended with this number: a negative errno, or, for a READ, the bytes
+        that were read."""
+        if number < 0:
+            self._served.failed(-number)
+            self._answer(request, -number)
+        elif request.command == numbers.CMD_READ:
+            self._put_data(request, number)
         else:
-            left.append(memoryview(part)[sent:])
-            sent = 0
-    return left
+            self._answer(request, 0)
+
+    def _put_data(self, request, number):
+        buffer, length = request.buffer, request.length
+        if number < length:
+            ctypes.memset(buffer.address + HEAD + number, 0, length - number)
+        if self._structured:
+            header = server_side.data_header(request.cookie, request.offset, length)
+        else:
+            header = server_side.done(request.cookie)
+        start = HEAD - len(header)
+        buffer.content[start:HEAD] = header
+        self._put(buffer.view[start : HEAD + length], request)
+
+    def _report_extents(self, request, error, extents):
+        if error:
+            self.ended(request, -error)
+        else:
+            self._put(server_side.status(request.cookie, extents), request)
+
+    def _answer(self, request, error):
+        if request.chunk is not None:
+            self._input.release(request.chunk)
+            request.chunk = None
+        reply = server_side.ended(self._structured, request.command, request.cookie, error)
+        self._put(reply, request)
+
+    def _put(self, reply, request):
+        self._replies.append(reply)
+        self._answered.append(request)
 
 
-def _exactly(stream, count):
-    """Returns so many bytes. Raises OSError at the end."""
-    data = stream.read(count)
-    if len(data) < count:
-        raise ConnectionResetError()
-    return data
+def _extents(served, offset, length):
+    """[the thread for what blocks] Returns (errno or 0, extents)."""
+    try:
+        return 0, served.extents(offset, length)
+    except Exception as e:
+        return abs(getattr(e, 'errno', 0) or errno.EIO), ()

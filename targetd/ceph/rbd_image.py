@@ -51,13 +51,14 @@ def name_of(wanted):
     return '/'.join(name for name in names if name)
 
 
-def connect(wanted):
-    """Returns a connected Rados. wanted: has `conf` and `user`. Raises Refused."""
+def connect(wanted, make_cluster=rados.Rados):
+    """Returns a connected Rados. wanted: has `conf` and `user`; make_cluster: rados.Rados or
+    c_image.Library.make_cluster. Raises Refused."""
     conf, user = wanted['conf'], wanted['user']
     if not os.access(conf, os.R_OK):
         raise Refused('needs the file %s, which does not exist; correct ceph-conf' % conf)
     try:
-        cluster = rados.Rados(rados_id=user, conffile=conf, conf=_SETTINGS)
+        cluster = make_cluster(rados_id=user, conffile=conf, conf=_SETTINGS)
     except rados.Error as e:
         raise Refused('cannot use %s: %s; correct ceph-conf' % (conf, e))
     try:
@@ -124,12 +125,14 @@ class OpenImage(object):
 
     wanted: pool, namespace, image, snapshot, conf, user; read_only; is_plan: look only, take no lock; node,
     host: id and name of this server; boot: of its kernel; fences: blocklist whoever has it; is_again: this
-    server has served it, and has lost its process. Raises Refused, Fenced."""
+    server has served it, and has lost its process. make_cluster, make_image: the classes of the modules, or
+    functions of c_image.Library. Raises Refused, Fenced."""
 
-    def __init__(self, wanted):
+    def __init__(self, wanted, make_cluster=rados.Rados, make_image=rbd.Image):
         self.wanted = wanted
         self.read_only = wanted['read_only']
-        self.cluster = connect(wanted)
+        self._make_image = make_image
+        self.cluster = connect(wanted, make_cluster)
         self.pool = self.image = None
         try:
             self._open()
@@ -177,7 +180,7 @@ class OpenImage(object):
         wanted, name = self.wanted, name_of(self.wanted)
         try:
             is_plan = wanted['is_plan']
-            return rbd.Image(self.pool, wanted['image'], read_only=self.read_only or is_plan)
+            return self._make_image(self.pool, wanted['image'], read_only=self.read_only or is_plan)
         except rbd.ImageNotFound:
             raise Refused(
                 'cannot be opened: there is no image %s in the cluster; correct the name, or create it: rbd '

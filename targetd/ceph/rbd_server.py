@@ -22,7 +22,10 @@ import struct
 import sys
 import threading
 import time
+import traceback
 
+from targetd.ceph import c_library, callback_operations, poll_operations
+from targetd.ceph.event_loop import Loop
 from targetd.nbd import numbers, server_side
 
 LISTENER, MEMORY = 3, 4
@@ -38,6 +41,13 @@ FENCED_PLACE = 4087
 LONGEST = 4 << 20
 #: librbd frees whole pieces of this size only (rbd_discard_granularity_bytes).
 PREFERRED = 65536
+_CHANGES = (numbers.CMD_WRITE, numbers.CMD_TRIM, numbers.CMD_WRITE_ZEROES)
+#: Begins a line on standard error that is no failure.
+NOTE = 'note: '
+NO_POLL = (
+    'librbd cannot be polled (%s), so each READ and WRITE of this image costs more processor time; install '
+    'librbd1 and python3-rbd of Ceph 16 or later'
+)
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_NO_NEW_PRIVS = 1, 15, 38
 
 #: The place of the modules that this program imports from the distribution.
@@ -45,9 +55,10 @@ PACKAGES = 'python3-rados and python3-rbd'
 
 
 class Server(object):
-    """opened: rbd_image.OpenImage; library: the module rbd; memory: descriptor."""
+    """opened: rbd_image.OpenImage; operations: Operations of poll_operations or callback_operations; library:
+    the module rbd; memory: descriptor."""
 
-    def __init__(self, opened, library, memory):
+    def __init__(self, opened, operations, library, memory):
         self.image = opened.image
         self._opened = opened
         self._library = library
@@ -55,7 +66,8 @@ class Server(object):
         self.can_write = not (opened.read_only or opened.wanted['is_plan'])
         self.thick = getattr(library, 'RBD_WRITE_ZEROES_FLAG_THICK_PROVISION', 0)
         self._queue = queue.Queue()
-        self._threads = set()
+        self._writes_zeroes = operations.writes_zeroes
+        self._loop = Loop(self, operations)
         self.size = self.image.size()
         self._note_size()
         features = self.image.features()
@@ -72,9 +84,20 @@ class Server(object):
             flags |= numbers.READ_ONLY
         else:
             flags |= numbers.SEND_FUA | numbers.SEND_TRIM
-            if hasattr(self.image, 'aio_write_zeroes'):
+            if self._writes_zeroes:
                 flags |= numbers.SEND_WRITE_ZEROES
         return server_side.Offer(self.size, flags, 1, PREFERRED, LONGEST, self._has_map)
+
+    def why_not(self, command, offset, length):
+        """Returns the errno that a request is refused with, or 0."""
+        changes = command in _CHANGES
+        if changes and not self.can_write:
+            return errno.EPERM
+        if command == numbers.CMD_FLUSH:
+            return 0
+        if offset + length > self.size or not length:
+            return errno.ENOSPC if changes else errno.EINVAL
+        return 0
 
     def later(self, function):
         """Have the thread for what blocks call a function."""
@@ -116,22 +139,15 @@ class Server(object):
 
     # -- life --------------------------------------------------------------------------------------
 
-    def run(self, listener, new_client):
-        """Serve for ever. new_client(socket, server): returns a Client."""
+    def run(self, listener):
+        """Serve until stop()."""
         for function in (self._work, self._watch):
             threading.Thread(target=function, daemon=True).start()
-        while True:
-            sock = listener.accept()[0]
-            client = new_client(sock, self)
-            thread = threading.Thread(target=client.run, daemon=True)
-            self._threads = {each for each in self._threads if each.is_alive()} | {thread}
-            thread.start()
+        self._loop.run(listener)
 
     def stop(self):
-        """Wait until the clients have gone, for some seconds, and close the image."""
-        end = time.monotonic() + STOP_SECONDS / 2
-        for thread in self._threads:
-            thread.join(max(0.0, end - time.monotonic()))
+        """[any] Wait until the clients have gone, for some seconds, and close the image."""
+        self._loop.stop(STOP_SECONDS / 2)
         self._opened.close()
 
     def _work(self):
@@ -157,6 +173,25 @@ class Server(object):
     def _note_size(self):
         if not self._opened.wanted['is_plan']:
             os.pwrite(self._memory, struct.pack('>Q', self.size), SIZE_PLACE)
+
+
+def open_image(wanted, rados, rbd):
+    """Returns (rbd_image.OpenImage, Operations of it); rados, rbd: the modules. Prints a line with NOTE if
+    librbd cannot be polled. Raises rbd_image.Refused, rbd_image.Fenced."""
+    from targetd.ceph import c_image, rbd_image
+
+    opened = None
+    try:
+        library = c_image.Library(rados, rbd)
+        opened = rbd_image.OpenImage(wanted, library.make_cluster, library.make_image)
+        return opened, poll_operations.Operations(library.rbd, opened.image.handle)
+    except (c_library.Missing, OSError) as e:
+        why = str(e)
+        if opened is not None:
+            opened.close()
+    print(NOTE + NO_POLL % why, file=sys.stderr, flush=True)
+    opened = rbd_image.OpenImage(wanted, rados.Rados, rbd.Image)
+    return opened, callback_operations.Operations(opened.image)
 
 
 def leave(why, status):
@@ -207,14 +242,14 @@ def main(argument):
 
     threading.Thread(target=obey, daemon=True).start()
     try:
-        import rados  # noqa: F401
+        import rados
         import rbd
     except ImportError as e:
         leave('needs the package %s (%s has none: %s)' % (PACKAGES, sys.executable, e), 1)
-    from targetd.ceph import nbd_client, rbd_image
+    from targetd.ceph import rbd_image
 
     try:
-        opened = rbd_image.OpenImage(json.loads(argument))
+        opened, operations = open_image(json.loads(argument), rados, rbd)
     except rbd_image.Refused as e:
         leave(str(e), 1)
     except rbd_image.Fenced as e:
@@ -223,9 +258,14 @@ def main(argument):
     drop_privileges()
     if os.getppid() != parent:
         os._exit(0)
-    holder.append(Server(opened, rbd, MEMORY))
+    holder.append(Server(opened, operations, rbd, MEMORY))
     os.write(1, (json.dumps({'address': opened.address}) + '\n').encode('ascii'))
-    holder[0].run(socket.socket(fileno=LISTENER), nbd_client.Client)
+    try:
+        holder[0].run(socket.socket(fileno=LISTENER))
+    except Exception as e:
+        traceback.print_exc()
+        leave('has failed: %s: %s' % (type(e).__name__, e), 1)
+    threading.Event().wait()  # the thread that was told to stop ends the process
 
 
 if __name__ == '__main__':

@@ -123,9 +123,10 @@ def _asks_allocation(data):
     return False
 
 
-def parse_request(header):
-    """Returns (command flags, command, cookie, offset, length) of 28 bytes. Raises ProtocolError."""
-    magic, flags, command, cookie, offset, length = _REQUEST.unpack(header)
+def parse_request(header, at=0):
+    """Returns (command flags, command, cookie, offset, length) of the 28 bytes from `at` on. Raises
+    ProtocolError."""
+    magic, flags, command, cookie, offset, length = _REQUEST.unpack_from(header, at)
     if magic != numbers.REQUEST_MAGIC:
         raise ProtocolError('a request begins with %08Xh' % magic)
     return flags, command, cookie, offset, length
@@ -142,6 +143,13 @@ def failed(cookie, error):
     agreed."""
     payload = struct.pack('>IH', _number(error), 0)
     return _chunk(cookie, numbers.REPLY_ERROR, payload)
+
+
+def ended(structured, command, cookie, error):
+    """The reply to a request without data that has ended with this errno, or 0."""
+    if error and structured and command in (numbers.CMD_READ, numbers.CMD_BLOCK_STATUS):
+        return failed(cookie, error)
+    return done(cookie, error)
 
 
 def data_header(cookie, offset, length):

@@ -16,6 +16,7 @@ import threading
 import time
 from collections import namedtuple
 
+import ceph_images
 import initiator
 import many
 import nbd
@@ -450,6 +451,22 @@ TABLE = (
         'qemu-nbd, io_uring: LUN on a file, 4 KiB read, depth 32',
         0.3,
         nbd.against_file('io_uring', nbd.READ_4K),
+    ),
+    Limit(
+        'ceph-read-4k',
+        'rate of a LUN on a Ceph image, ratio to tgt-rbd, 4 KiB read, depth 32',
+        '',
+        1.0,
+        operator.ge,
+        ceph_images.against_tgt(nbd.READ_4K),
+    ),
+    Limit(
+        'ceph-write-4k',
+        'rate of a LUN on a Ceph image, ratio to tgt-rbd, 4 KiB write, depth 32',
+        '',
+        1.0,
+        operator.ge,
+        ceph_images.against_tgt(nbd.WRITE_4K),
     ),
     Limit(
         'login-storm', '300 sessions at once, until all are in', 's', 4.0, operator.le, many.storm

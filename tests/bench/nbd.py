@@ -40,8 +40,9 @@ SERVERS = {
 
 #: size: bytes of each command; depth; write: writes, or random reads.
 Shape = namedtuple('Shape', 'size depth write')
-READ_4K, WRITE_64K, READ_256K = (
+READ_4K, WRITE_4K, WRITE_64K, READ_256K = (
     Shape(4096, 32, False),
+    Shape(4096, 32, True),
     Shape(65536, 8, True),
     Shape(262144, 8, False),
 )

@@ -192,12 +192,12 @@ class Targetd(object):
 
 
 class Tgtd(object):
-    """Debian's tgtd, rdwr store, one LUN 1. parameters: {name: value} of `tgtadm --op update`;
-    write_cache: False clears WCE."""
+    """Debian's tgtd, one LUN 1. parameters: {name: value} of `tgtadm --op update`; write_cache: False clears
+    WCE; store: kind of the store, and its options."""
 
     name = 'tgtd'
 
-    def __init__(self, directory, image, parameters=None, write_cache=True):
+    def __init__(self, directory, image, parameters=None, write_cache=True, store=('rdwr', None)):
         self.iqn = IQN
         self.port = free_port()
         self._control = str(os.getpid() % 30000 + 1)
@@ -242,7 +242,8 @@ class Tgtd(object):
                 '-b',
                 image,
                 '--bstype',
-                'rdwr',
+                store[0],
+                *(('--bsopts', store[1]) if store[1] else ()),
             )
             if not write_cache:
                 unit = ('--mode', 'logicalunit', '--tid', '1', '--lun', '1')

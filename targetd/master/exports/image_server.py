@@ -90,11 +90,14 @@ class ImageServer(object):
             self._path,
         )
 
+    def _printed(self):
+        """The last lines that the server has printed."""
+        self._errors.seek(0)
+        return self._errors.read()[-4096:].decode('utf-8', 'replace').strip().splitlines()
+
     def _message(self):
         """The last line that the server has printed."""
-        self._errors.seek(0)
-        lines = self._errors.read()[-4096:].decode('utf-8', 'replace').strip().splitlines()
-        return lines[-1] if lines else ''
+        return (self._printed() or [''])[-1]
 
     def _is_running(self):
         if self._pid is None:

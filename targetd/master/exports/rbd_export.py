@@ -8,7 +8,7 @@ workers keep no copies of writes. May import host, store, nbd.
 
 import os
 
-from targetd import compat
+from targetd import compat, log
 from targetd.errors import StoreError
 from targetd.host import identity
 from targetd.master.exports import nbd_connecting, nbd_export, rbd_process
@@ -102,6 +102,8 @@ def _serve_once(path, server):
     try:
         sock, export = server.connect(None, OPEN_SECONDS)
         nbd_connecting.disconnect(sock)
+        for note in server.notes:
+            log.warning('%s: %s', path, note)
         return export
     except nbd_connecting.Unavailable as e:
         raise StoreError('%s %s' % (path, e))

@@ -63,6 +63,20 @@ class RbdServer(ImageServer):
                 'the network' % self._wanted['conf']
             )
 
+    @property
+    def notes(self):
+        """The sentences that the process has printed and that are no failures."""
+        length = len(rbd_server.NOTE)
+        return [
+            line[length:]
+            for line in super(RbdServer, self)._printed()
+            if line.startswith(rbd_server.NOTE)
+        ]
+
+    def _printed(self):
+        lines = super(RbdServer, self)._printed()
+        return [line for line in lines if not line.startswith(rbd_server.NOTE)]
+
     def _start(self):
         if os.WIFEXITED(self.status) and os.WEXITSTATUS(self.status) == rbd_server.FENCED:
             raise nbd_connecting.Unavailable(

@@ -1,91 +1,28 @@
-"""A connection of the store process, with an image that the test makes: our own NBD client talks to it."""
+"""Connections of the store process, with an image that the test makes: our own NBD client talks to it."""
 
 import errno
 import os
+import shutil
 import socket
 import struct
+import tempfile
 import threading
 
 import pytest
+from daemon import eventually
+from fake_image import SIZE, CFunctions, Image, Library, Opened
 
-from targetd.ceph import nbd_client, rbd_server
+from targetd.ceph import callback_operations, nbd_client, poll_operations, rbd_server
 from targetd.nbd import handshake, numbers
 from targetd.store.nbd_connection import Connection
 
-SIZE = 1 << 20
+KINDS = ('polled', 'called back')
 
 
-class Completion(object):
-    def __init__(self, number):
-        self.number = number
-
-    def get_return_value(self):
-        return self.number
-
-
-class Image(object):
-    """Like rbd.Image: completes each operation from another thread; hold: operations wait for it."""
-
-    def __init__(self):
-        self.content = bytearray(SIZE)
-        self.hold = threading.Event()
-        self.hold.set()
-        self.error = 0
-        self.began = []
-
-    def size(self):
-        return len(self.content)
-
-    def features(self):
-        return 3
-
-    def _later(self, name, call, *result):
-        self.began.append(name)
-
-        def run():
-            self.hold.wait(20)
-            call(Completion(-self.error), *result)
-
-        threading.Thread(target=run, daemon=True).start()
-
-    def aio_read(self, offset, length, call):
-        self._later(
-            'read', call, None if self.error else bytes(self.content[offset : offset + length])
-        )
-
-    def aio_write(self, data, offset, call):
-        self.content[offset : offset + len(data)] = data
-        self._later('write', call)
-
-    def aio_flush(self, call):
-        self._later('flush', call)
-
-    def aio_discard(self, offset, length, call):
-        self._later('discard', call)
-
-    def aio_write_zeroes(self, offset, length, call, flags):
-        self.content[offset : offset + length] = bytes(length)
-        self._later('zeroes %d' % flags, call)
-
-    def diff_iterate(self, offset, length, _, call, parent, whole):
-        call(65536, 65536, True)  # a whole object, wherever the range begins
-
-
-class Library(object):
-    """Like the module rbd."""
-
-    RBD_FEATURE_FAST_DIFF, RBD_FEATURE_OBJECT_MAP = 1, 2
-    RBD_WRITE_ZEROES_FLAG_THICK_PROVISION = 1
-    Error = OSError
-
-
-class Opened(object):
-    """Like rbd_image.OpenImage."""
-
-    def __init__(self, image, read_only=False):
-        self.image = image
-        self.read_only = read_only
-        self.wanted = {'is_plan': False}
+def operations_of(image, kind, functions=None):
+    if kind == 'polled':
+        return poll_operations.Operations(functions, image)
+    return callback_operations.Operations(image)
 
 
 @pytest.fixture
@@ -97,33 +34,72 @@ def memory():
     os.close(descriptor)
 
 
-@pytest.fixture
-def connect(memory):
-    """connect(image, read_only) -> Connection of our NBD client."""
-    opened = []
+class Served(object):
+    """A server with its loop in a thread. connect(): returns a socket; client(): a Connection of our NBD
+    client."""
 
-    def make(image, read_only=False):
-        server = rbd_server.Server(Opened(image, read_only), Library, memory)
-        server.later = lambda function: threading.Thread(target=function, daemon=True).start()
-        ours, theirs = socket.socketpair()
-        ours.settimeout(20)
-        threading.Thread(target=nbd_client.Client(theirs, server).run, daemon=True).start()
+    def __init__(self, image, memory, kind, read_only=False):
+        self.functions = CFunctions()
+        self.operations = operations_of(image, kind, self.functions)
+        self.opened = Opened(image, read_only)
+        self.server = rbd_server.Server(self.opened, self.operations, Library, memory)
+        self._directory = tempfile.mkdtemp()
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(self._directory + '/nbd')
+        self._listener.listen(8)
+        self._thread = threading.Thread(target=self.server.run, args=(self._listener,), daemon=True)
+        self._thread.start()
+        self._sockets = []
+
+    def connect(self):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(20)
+        sock.connect(self._directory + '/nbd')
+        self._sockets.append(sock)
+        return sock
+
+    def client(self):
+        sock = self.connect()
         steps = handshake.negotiate('')
         wanted = next(steps)
         try:
             while True:
                 if isinstance(wanted, bytes):
-                    ours.sendall(wanted)
+                    sock.sendall(wanted)
                     wanted = steps.send(None)
                 else:
-                    wanted = steps.send(ours.recv(wanted, socket.MSG_WAITALL))
+                    wanted = steps.send(sock.recv(wanted, socket.MSG_WAITALL))
         except StopIteration as e:
-            opened.append(Connection(ours, e.value))
-        return opened[-1]
+            return Connection(sock, e.value)
+
+    def close(self):
+        for sock in self._sockets:
+            sock.close()
+        self.server.stop()
+        self._thread.join(20)
+        assert not self._thread.is_alive() and self.opened.is_closed
+        self._listener.close()
+        shutil.rmtree(self._directory)
+
+
+@pytest.fixture(params=KINDS)
+def serve(request, memory):
+    """serve(image, read_only) -> Served."""
+    served = []
+
+    def make(image, read_only=False):
+        served.append(Served(image, memory, request.param, read_only))
+        return served[-1]
 
     yield make
-    for each in opened:
+    for each in served:
         each.close()
+
+
+@pytest.fixture
+def connect(serve):
+    """connect(image, read_only) -> Connection of our NBD client."""
+    return lambda image, read_only=False: serve(image, read_only).client()
 
 
 def read(connection, offset, length):
@@ -167,6 +143,170 @@ def test_many_large_replies_are_sent_although_the_client_reads_late(connect):
         assert data == image.content[number * 4096 :][: SIZE - 32 * 4096]
 
 
+def test_a_large_write_arrives_in_pieces_and_the_next_ones_use_its_memory_later(connect):
+    image = Image()
+    connection = connect(image)
+    data = os.urandom(SIZE - 8192)
+    for number in range(3):
+        connection.call(numbers.CMD_WRITE, 0, 4096 * number, len(data), data)
+        assert read(connection, 4096 * number, len(data)) == data
+
+
+def test_many_writes_in_flight_keep_their_data(connect):
+    """They are received in several chunks of memory, while the earlier ones have not ended."""
+    image = Image()
+    connection = connect(image)
+    image.hold.clear()
+    threads = [
+        threading.Thread(
+            target=connection.call,
+            args=(numbers.CMD_WRITE, 0, number * 8192, 8192, bytes([number]) * 8192),
+        )
+        for number in range(100)
+    ]
+    for each in threads:
+        each.start()
+    eventually(lambda: len(image.began) == 100, 20, 'all writes in flight')
+    image.hold.set()
+    for each in threads:
+        each.join(20)
+    for number in range(100):
+        assert image.content[number * 8192 :][:8192] == bytes([number]) * 8192
+
+
+# -- requests as bytes -----------------------------------------------------------------------------
+
+
+def request(command, cookie, offset, length, data=b''):
+    head = struct.pack('>IHHQQI', numbers.REQUEST_MAGIC, 0, command, cookie, offset, length)
+    return head + data
+
+
+def received(sock):
+    """All that comes until the server closes the connection."""
+    found = bytearray()
+    while True:
+        data = sock.recv(1 << 20)
+        if not data:
+            return bytes(found)
+        found += data
+
+
+def test_a_client_that_leaves_gets_the_answers_to_all_that_it_has_sent(serve):
+    image = Image()
+    served = serve(image)
+    sock = raw_client(served)
+    image.hold.clear()
+    writes = b''.join(
+        request(numbers.CMD_WRITE, cookie, cookie * 512, 512, bytes([cookie]) * 512)
+        for cookie in range(50)
+    )
+    sock.sendall(writes + request(numbers.CMD_DISC, 0, 0, 0))
+    sock.shutdown(socket.SHUT_WR)
+    eventually(lambda: len(image.began) == 50, 20, 'all writes in flight')
+    image.hold.set()
+    replies = received(sock)
+    cookies = [struct.unpack_from('>IIQ', replies, at) for at in range(0, len(replies), 16)]
+    assert sorted(cookies) == [(numbers.SIMPLE_REPLY_MAGIC, 0, cookie) for cookie in range(50)]
+    assert image.content[: 50 * 512] == b''.join(bytes([each]) * 512 for each in range(50))
+
+
+def raw_client(served):
+    """A socket whose handshake is over; simple replies."""
+    sock = served.connect()
+    sock.recv(18, socket.MSG_WAITALL)
+    sock.sendall(
+        struct.pack('>I', numbers.FLAG_FIXED_NEWSTYLE | numbers.FLAG_NO_ZEROES)
+        + struct.pack('>QIIIH', numbers.OPTION_MAGIC, numbers.OPT_GO, 6, 0, 0)
+    )
+    for _ in range(3):  # export, block sizes, acknowledgement
+        (length,) = struct.unpack_from('>I', sock.recv(20, socket.MSG_WAITALL), 16)
+        sock.recv(length, socket.MSG_WAITALL)
+    return sock
+
+
+def test_a_client_that_does_not_read_is_not_read_from_and_delays_no_other(serve):
+    image = Image()
+    served = serve(image)
+    sock = raw_client(served)
+    reads = b''.join(request(numbers.CMD_READ, cookie, 0, 65536) for cookie in range(600))
+    sock.sendall(reads)
+    eventually(lambda: len(image.began) >= nbd_client.MOST_REQUESTS, 20, 'the first reads')
+    other = served.client()
+    for _ in range(20):
+        other.call(numbers.CMD_WRITE, 0, 4096, 4, b'abcd')
+        assert read(other, 4096, 4) == b'abcd'
+    assert len(image.began) < 400  # the rest was not begun
+    sock.shutdown(socket.SHUT_WR)
+    assert len(received(sock)) == 600 * (16 + 65536)
+
+
+def test_requests_that_the_cluster_does_not_answer_delay_no_new_client(serve):
+    image = Image()
+    served = serve(image)
+    sock = raw_client(served)
+    image.hold.clear()
+    sock.sendall(request(numbers.CMD_WRITE, 1, 0, 512, bytes(512)))
+    eventually(lambda: image.began, 20, 'the write in flight')
+    served.client()
+    with pytest.raises(OSError) as caught:
+        served.client().call(numbers.CMD_WRITE, 0, SIZE, 512, bytes(512))
+    assert caught.value.errno == errno.ENOSPC
+    image.hold.set()
+    assert len(sock.recv(16, socket.MSG_WAITALL)) == 16
+
+
+def test_a_request_that_is_none_ends_the_connection_after_the_others(serve):
+    sock = raw_client(serve(Image()))
+    sock.sendall(request(numbers.CMD_FLUSH, 5, 0, 0) + b'x' * 28)
+    assert received(sock) == struct.pack('>IIQ', numbers.SIMPLE_REPLY_MAGIC, 0, 5)
+
+
+def test_a_request_that_librbd_does_not_take_is_answered(connect):
+    image = Image()
+    connection = connect(image)
+    image.refuses = errno.ENOMEM
+    for command, data in ((numbers.CMD_WRITE, bytes(512)), (numbers.CMD_TRIM, None)):
+        with pytest.raises(OSError) as caught:
+            connection.call(command, 0, 0, 512, data)
+        assert caught.value.errno == errno.ENOMEM
+    image.refuses = 0
+    assert read(connection, 0, 512) == bytes(512)
+
+
+def test_what_librbd_does_not_read_is_zeroes(memory):
+    image = Image()
+    image.content[:] = b'x' * SIZE
+    served = Served(image, memory, 'polled')
+    try:
+        connection = served.client()
+        assert read(connection, 0, 4096) == b'x' * 4096
+        served.functions.short = 96
+        assert read(connection, 0, 4096) == b'x' * 4000 + bytes(96)
+        assert not served.functions.flying  # all completions were released
+    finally:
+        served.close()
+
+
+def test_a_server_that_is_stopped_finishes_what_it_has_received(serve):
+    image = Image()
+    served = serve(image)
+    sock = raw_client(served)
+    image.hold.clear()
+    sock.sendall(request(numbers.CMD_WRITE, 1, 0, 512, b'z' * 512))
+    eventually(lambda: image.began, 20, 'the write in flight')
+    stopping = threading.Thread(target=served.server.stop)
+    stopping.start()
+    image.hold.set()
+    assert len(sock.recv(16, socket.MSG_WAITALL)) == 16
+    sock.close()
+    stopping.join(20)
+    assert served.opened.is_closed and image.content[:512] == b'z' * 512
+
+
+# -- answers ---------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize('error, seen', [(errno.EDQUOT, errno.ENOSPC), (errno.EIO, errno.EIO)])
 def test_an_error_of_the_cluster_is_the_answer(connect, error, seen):
     image = Image()
@@ -205,7 +345,8 @@ def test_the_extents_are_those_of_the_range(connect):
 
 
 def test_the_size_is_noted_for_the_master(memory):
-    rbd_server.Server(Opened(Image()), Library, memory)
+    image = Image()
+    rbd_server.Server(Opened(image), operations_of(image, KINDS[1]), Library, memory)
     if hasattr(os, 'memfd_create'):
         assert os.pread(memory, 8, rbd_server.SIZE_PLACE) == struct.pack('>Q', SIZE)
 
@@ -213,7 +354,8 @@ def test_the_size_is_noted_for_the_master(memory):
 def test_a_client_that_was_fenced_ends_the_process(memory, monkeypatch):
     ended = []
     monkeypatch.setattr(rbd_server, 'leave', lambda why, status: ended.append(status))
-    server = rbd_server.Server(Opened(Image()), Library, memory)
+    image = Image()
+    server = rbd_server.Server(Opened(image), operations_of(image, KINDS[1]), Library, memory)
     server.failed(errno.EIO)
     assert ended == []
     server.failed(errno.ESHUTDOWN)

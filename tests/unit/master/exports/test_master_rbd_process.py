@@ -36,6 +36,15 @@ def test_python_without_the_modules_names_the_packages(server):
     assert 'python3-rados and python3-rbd' in str(caught.value)
 
 
+def test_what_the_process_notes_is_no_failure(server, monkeypatch):
+    program = 'import os; os.write(2, b"note: slow\\ncannot be opened: no pool\\nnote: more\\n"); os._exit(1)'
+    monkeypatch.setattr(outside, 'PROGRAM', program)
+    with pytest.raises(Unavailable) as caught:
+        server.connect(None, 10)
+    assert str(caught.value) == 'cannot be opened: no pool'
+    assert server.notes == ['slow', 'more']
+
+
 def test_a_process_that_was_fenced_is_not_started_again(server, monkeypatch):
     program = 'import os; os.write(2, b"was taken over by two\\n"); os._exit(%d)'
     monkeypatch.setattr(outside, 'PROGRAM', program % rbd_server.FENCED)
