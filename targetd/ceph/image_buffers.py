@@ -8,9 +8,11 @@ it is not used for anything else.
 import ctypes
 
 #: Bytes of a usual chunk of Input, and the bytes that must be free in it to receive more.
-CHUNK, LEAST = 256 << 10, 16 << 10
-#: Bytes of the smallest reply buffer, and of all of them that are kept for later.
-SMALLEST, MOST_KEPT = 4096, 8 << 20
+CHUNK, LEAST = 512 << 10, 16 << 10
+#: Bytes of the smallest reply buffer.
+SMALLEST = 4096
+#: Bytes of the memory that is kept for later: chunks, and reply buffers.
+MOST_KEPT = 8 << 20
 #: Room before the data of a reply for its header.
 HEAD = 32
 
@@ -35,34 +37,34 @@ class Input(object):
     def __init__(self):
         self.chunk = _Memory(CHUNK)
         self.start = self.end = 0
-        self._kept = None
+        self._kept = []
 
     def space(self, needed=0):
         """Returns a memoryview for what is received next. needed: the bytes from `start` on that must fit in
         one piece."""
-        chunk = self.chunk
-        size = len(chunk.view)
-        if self.start == self.end and not chunk.users and size == CHUNK:
+        size = len(self.chunk.view)
+        if self.start == self.end and not self.chunk.users and size == CHUNK:
             self.start = self.end = 0
-        if self.start + needed > size or size - self.end < LEAST:
+        needed = max(needed, self.end - self.start + LEAST)
+        if self.start + needed > size:
             self._replace(needed)
         return self.chunk.view[self.end :]
 
     def _replace(self, needed):
         """Move what is not used yet to the beginning of another chunk."""
         old, rest = self.chunk, self.end - self.start
-        size = max(CHUNK, needed, rest + LEAST)
-        if size == CHUNK and self._kept is not None:
-            self.chunk, self._kept = self._kept, None
+        if needed > CHUNK:
+            self.chunk = _Memory(needed + LEAST)
         else:
-            self.chunk = _Memory(size)
+            self.chunk = self._kept.pop() if self._kept else _Memory(CHUNK)
         self.chunk.view[:rest] = old.view[self.start : self.end]
         self.start, self.end = 0, rest
         self._keep(old)
 
     def _keep(self, chunk):
-        if not chunk.users and len(chunk.view) == CHUNK:
-            self._kept = chunk
+        is_usual = len(chunk.view) == CHUNK
+        if is_usual and not chunk.users and len(self._kept) < MOST_KEPT // CHUNK:
+            self._kept.append(chunk)
 
     def release(self, chunk):
         """A user of this chunk is gone."""

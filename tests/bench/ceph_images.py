@@ -1,4 +1,4 @@
-"""Rows of limits.TABLE about LUNs on images of a Ceph cluster, against Debian's tgtd with the package tgt-rbd.
+"""Rows of limits.TABLE about LUNs on images of a Ceph cluster, against Debian's tgtd with tgt-rbd.
 
 The cluster has one node and is started for the row (ceph_cluster.py: root, and Debian's Ceph packages). Each
 target has an image of its own, filled with data, in the same pool; they take turns in each round, and the
