@@ -1,4 +1,4 @@
-"""An image by the C functions, with substitutes for them. tests/client/test_client_ceph.py has the real ones."""
+"""An image by the C functions, with substitutes for them; the client tests have the real ones."""
 
 import errno
 import threading
