@@ -50,12 +50,13 @@ class Loop(object):
                 elif descriptor in self._clients:
                     client = self._clients[descriptor]
                     touched.add(client)
-                    if events & ~select.EPOLLOUT and client.receives:
+                    if events & ~select.EPOLLOUT:
                         client.receive()
             for client in touched:
                 client.send()
                 self._look(client)
-            self._give_up()
+            if self._ends:
+                self._give_up()
         self._is_over.set()
 
     def stop(self, seconds):
@@ -92,7 +93,7 @@ class Loop(object):
             self._served.later(lambda: self._call(client, call, function()))
 
         client = Client(sock, self._served, self._operations, later)
-        self._clients[sock.fileno()] = client
+        self._clients[client.descriptor] = client
         client.send()
         self._look(client)
 
@@ -103,13 +104,11 @@ class Loop(object):
 
     def _look(self, client):
         """Wait for what this client can do next, or close it."""
-        descriptor = client.socket.fileno()
-        if client.is_done:
+        mask = client.mask
+        if mask is None:
             self._close(client)
             return
-        mask = select.EPOLLIN if client.receives else 0
-        if client.is_stuck:
-            mask |= select.EPOLLOUT
+        descriptor = client.descriptor
         before = self._masks.get(descriptor, 0)
         if mask != before:
             if not before:
@@ -123,7 +122,7 @@ class Loop(object):
             self._ends.setdefault(descriptor, time.monotonic() + LAST_SECONDS)
 
     def _close(self, client):
-        descriptor = client.socket.fileno()
+        descriptor = client.descriptor
         if self._masks.pop(descriptor, 0):
             self._poll.unregister(descriptor)
         del self._clients[descriptor]

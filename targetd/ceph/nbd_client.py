@@ -12,6 +12,7 @@ Everything is used by the thread of the loop.
 
 import ctypes
 import errno
+import select
 import socket
 
 from targetd.ceph.image_buffers import HEAD, Input, ReplyBuffers
@@ -47,6 +48,7 @@ class Client(object):
 
     def __init__(self, sock, served, operations, later):
         self.socket = sock
+        self.descriptor = sock.fileno()
         self._served = served
         self._operations = operations
         self._later = later
@@ -69,19 +71,15 @@ class Client(object):
     # -- for the loop ------------------------------------------------------------------------------
 
     @property
-    def receives(self):
-        """True if the client can be read from."""
-        return not (self._is_full or self.has_left)
-
-    @property
-    def is_stuck(self):
-        """True if replies wait for the socket."""
-        return self._is_stuck
-
-    @property
-    def is_done(self):
-        """True if nothing is left to do but to close the connection."""
-        return self.has_left and not self._count and not self._replies
+    def mask(self):
+        """What the client waits for, as of epoll; None if nothing is left to do but to close it."""
+        if not self.has_left:
+            mask = 0 if self._is_full else select.EPOLLIN
+        elif self._count or self._replies:
+            mask = 0
+        else:
+            return None
+        return mask | select.EPOLLOUT if self._is_stuck else mask
 
     @property
     def only_sends(self):
@@ -90,6 +88,8 @@ class Client(object):
 
     def receive(self):
         """Take what the client has sent, and begin its requests."""
+        if self._is_full or self.has_left:
+            return
         given = self._input
         try:
             count = self.socket.recv_into(given.space(self._missing), 0, socket.MSG_DONTWAIT)
@@ -202,12 +202,16 @@ class Client(object):
         self._missing = size
         self._count += 1
         self._bytes += request.size
-        error = self._served.why_not(command, offset, length)
-        if error:
-            self._answer(request, error)
-            return True
         try:
-            self._begin(request, flags, chunk.address + start + size)
+            if command == numbers.CMD_READ and 0 < length <= self._served.size - offset:
+                request.buffer = buffer = self._buffers.take(length)
+                self._operations.read(request, offset, length, buffer.address + HEAD)
+                return True
+            error = self._served.why_not(command, offset, length)
+            if error:
+                self._answer(request, error)
+            else:
+                self._begin(request, flags, chunk.address + start + size)
         except OSError as e:  # of librbd: the request was not taken
             self.ended(request, -(e.errno or errno.EIO))
         return True
@@ -216,10 +220,7 @@ class Client(object):
         """Start the operation of a request. FUA needs nothing: what is acknowledged is durable. Raises
         OSError."""
         command, offset, length = request.command, request.offset, request.length
-        if command == numbers.CMD_READ:
-            request.buffer = buffer = self._buffers.take(length)
-            self._operations.read(request, offset, length, buffer.address + HEAD)
-        elif command == numbers.CMD_WRITE:
+        if command == numbers.CMD_WRITE:
             self._operations.write(request, offset, length, address)
         elif command == numbers.CMD_FLUSH:
             self._operations.flush(request)
@@ -245,22 +246,19 @@ class Client(object):
         if number < 0:
             self._served.failed(-number)
             self._answer(request, -number)
-        elif request.command == numbers.CMD_READ:
-            self._put_data(request, number)
-        else:
+            return
+        buffer = request.buffer
+        if buffer is None:
             self._answer(request, 0)
-
-    def _put_data(self, request, number):
-        buffer, length = request.buffer, request.length
+            return
+        length = request.length
         if number < length:
             ctypes.memset(buffer.address + HEAD + number, 0, length - number)
-        if self._structured:
-            header = server_side.data_header(request.cookie, request.offset, length)
-        else:
-            header = server_side.done(request.cookie)
-        start = HEAD - len(header)
-        buffer.content[start:HEAD] = header
-        self._put(buffer.view[start : HEAD + length], request)
+        start = server_side.put_data_header(
+            self._structured, buffer.content, HEAD, request.cookie, request.offset, length
+        )
+        self._replies.append(buffer.view[start : HEAD + length])
+        self._answered.append(request)
 
     def _report_extents(self, request, error, extents):
         if error:

@@ -59,6 +59,11 @@ class Operations(object):
         if number < 0:
             os.close(self.descriptor)
             raise OSError(-number, 'librbd does not use an event counter')
+        # what each READ calls
+        self._create = library.rbd_aio_create_completion
+        self._read = library.rbd_aio_read
+        self._number_of = library.rbd_aio_get_return_value
+        self._release = library.rbd_aio_release
 
     def wake(self):
         """[any] Make the descriptor readable."""
@@ -68,9 +73,12 @@ class Operations(object):
 
     def read(self, request, offset, length, address):
         """Read bytes of the image to an address of this process."""
-        completion = self._new()
-        number = self._c.rbd_aio_read(self._image, offset, length, address, completion)
-        self._keep(completion, request, number)
+        self._create(None, None, self._place_at)
+        completion = self._place.value
+        number = self._read(self._image, offset, length, address, completion)
+        if number < 0:
+            self._refused(completion, number)
+        self._flying[completion] = request
 
     def write(self, request, offset, length, address):
         """Write bytes from an address of this process."""
@@ -96,14 +104,17 @@ class Operations(object):
         self._keep(completion, request, number)
 
     def _new(self):
-        self._c.rbd_aio_create_completion(None, None, self._place_at)
+        self._create(None, None, self._place_at)
         return self._place.value
 
     def _keep(self, completion, request, number):
         if number < 0:
-            self._c.rbd_aio_release(completion)
-            raise OSError(-number, os.strerror(-number))
+            self._refused(completion, number)
         self._flying[completion] = request
+
+    def _refused(self, completion, number):
+        self._release(completion)
+        raise OSError(-number, os.strerror(-number))
 
     # -- ends --------------------------------------------------------------------------------------
 
@@ -112,13 +123,14 @@ class Operations(object):
         the bytes that were read. Never waits."""
         clear_events(self.descriptor)  # first, so that what ends from here on is reported again
         found = []
-        flying, places, c = self._flying, self._ended, self._c
+        take, places = self._flying.pop, self._ended
+        number_of, release = self._number_of, self._release
         while True:
-            count = c.rbd_poll_io_events(self._image, places, _BATCH)
+            count = self._c.rbd_poll_io_events(self._image, places, _BATCH)
             if count < 0:
                 raise OSError(-count, os.strerror(-count))
             for completion in places[:count]:
-                found.append((flying.pop(completion), c.rbd_aio_get_return_value(completion)))
-                c.rbd_aio_release(completion)
+                found.append((take(completion), number_of(completion)))
+                release(completion)
             if count < _BATCH:
                 return found

@@ -30,6 +30,7 @@ _REQUEST = struct.Struct('>IHHQQI')
 _SIMPLE = struct.Struct('>IIQ')
 _CHUNK = struct.Struct('>IHHQI')
 _DATA = struct.Struct('>IHHQIQ')
+DATA_HEADER = _DATA.size
 
 #: errno of this host -> number of the protocol; others are EIO.
 _NUMBERS = {
@@ -152,9 +153,17 @@ def ended(structured, command, cookie, error):
     return done(cookie, error)
 
 
-def data_header(cookie, offset, length):
-    """What comes before the data in the structured reply to a READ."""
-    return _DATA.pack(
+def put_data_header(structured, buffer, end, cookie, offset, length):
+    """Write what comes before the data in the reply to a READ into a buffer, so that it ends at `end`; it has
+    DATA_HEADER bytes at most. Returns where it begins."""
+    if not structured:
+        start = end - _SIMPLE.size
+        _SIMPLE.pack_into(buffer, start, numbers.SIMPLE_REPLY_MAGIC, 0, cookie)
+        return start
+    start = end - DATA_HEADER
+    _DATA.pack_into(
+        buffer,
+        start,
         numbers.STRUCTURED_REPLY_MAGIC,
         numbers.REPLY_DONE,
         numbers.REPLY_OFFSET_DATA,
@@ -162,6 +171,7 @@ def data_header(cookie, offset, length):
         8 + length,
         offset,
     )
+    return start
 
 
 def status(cookie, extents):

@@ -120,7 +120,9 @@ def test_errors_have_the_numbers_of_the_protocol(error, number):
 
 
 def test_the_data_and_the_extents_of_a_reply():
-    header, payload = parsed(server_side.data_header(9, 4096, 512))
+    buffer = bytearray(64)
+    start = server_side.put_data_header(True, buffer, 50, 9, 4096, 512)
+    header, payload = parsed(bytes(buffer[start:50]))
     messages.check_length(header, numbers.CMD_READ, 512)
     assert (header.cookie, header.length, header.is_last) == (9, 520, True)
     assert payload == struct.pack('>Q', 4096)
