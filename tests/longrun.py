@@ -6,6 +6,9 @@
   floods      strangers flood the portal while honest clients log in, which are timed (root only)
   distance    reads and writes of targetd, tgt and LIO at a round trip of 100 ms, with and without losses,
               beside plain TCP, in the guest; half an hour on an idle machine
+  distance-line
+              the same with bbr alone, the initiator in the guest and the servers and the line on this
+              host: for an emulated guest, which is too slow for the line (root only)
   power-cuts  what reaches the disk is recorded in the guest, and the power is cut at --cuts places in
               the record, for each of two loads. GUEST_RUNNER names the program that runs a guest job
   fuzz        logins, PDUs, messages between processes, state files, the control socket and disks are
@@ -39,6 +42,7 @@ import tempfile
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import ceph_runs  # noqa: E402
+import distance_line  # noqa: E402
 import floods  # noqa: E402
 import fuzz  # noqa: E402
 import guest_runs  # noqa: E402
@@ -52,6 +56,7 @@ import upgrades  # noqa: E402
 RUNS = {
     'ceph': ceph_runs.run_ceph,
     'distance': guest_runs.run_distance,
+    'distance-line': distance_line.run_distance_line,
     'floods': floods.run_floods,
     'fuzz': fuzz.run_fuzz,
     'kills': kills.run_kills,
@@ -65,7 +70,7 @@ RUNS = {
     'write-back': guest_runs.run_write_back,
 }
 
-GUEST_RUNS = ('distance', 'outages', 'power-cuts', 'write-back')
+GUEST_RUNS = ('distance', 'distance-line', 'outages', 'power-cuts', 'write-back')
 
 
 def parse(arguments=None):

@@ -193,13 +193,23 @@ class Targetd(object):
 
 class Tgtd(object):
     """Debian's tgtd, one LUN 1. parameters: {name: value} of `tgtadm --op update`; write_cache: False clears
-    WCE; store: kind of the store, and its options."""
+    WCE; store: kind of the store, and its options; portal: (address, port), a free port of the loopback
+    interface without."""
 
     name = 'tgtd'
 
-    def __init__(self, directory, image, parameters=None, write_cache=True, store=('rdwr', None)):
-        self.iqn = IQN
-        self.port = free_port()
+    def __init__(
+        self,
+        directory,
+        image,
+        parameters=None,
+        write_cache=True,
+        store=('rdwr', None),
+        portal=None,
+        iqn=IQN,
+    ):
+        self.iqn = iqn
+        address, self.port = portal or ('127.0.0.1', free_port())
         self._control = str(os.getpid() % 30000 + 1)
         self._log = open(os.path.join(directory, 'tgtd.log'), 'wb')
         self._process = subprocess.Popen(
@@ -209,13 +219,13 @@ class Tgtd(object):
                 '-C',
                 self._control,
                 '--iscsi',
-                'portal=127.0.0.1:%d' % self.port,
+                'portal=%s:%d' % (address, self.port),
             ],
             stdout=self._log,
             stderr=self._log,
         )
         try:
-            eventually(lambda: is_listening(('127.0.0.1', self.port)), 15, 'tgtd listening')
+            eventually(lambda: is_listening((address, self.port)), 15, 'tgtd listening')
             self._admin('--op', 'new', '--mode', 'target', '--tid', '1', '-T', self.iqn)
             for name, value in (parameters or {}).items():
                 self._admin(

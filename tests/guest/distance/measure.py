@@ -1,7 +1,9 @@
 """In the guest: reads and writes of 1 MiB at a distance, by each target and by plain TCP, as a table.
 
-measure.py [WORD ...]    restrict the run: to targets (targetd, tgt, LIO), and to cases that begin with the
-                         word (cubic/0%/shipped, bbr/1%, …)
+measure.py [outside] [WORD ...]
+    words restrict the run: to targets (targetd, tgt, LIO), and to cases that begin with the word
+    (cubic/0%/shipped, bbr/1%, …). outside: the servers and the line are outside of the guest, with the
+    congestion control and the loss of the only case (tests/distance_line.py)
 
 Rates are what TCP delivered, in both cases: bytes_received and bytes_acked of the initiator's end, as ss has
 them, without what was sent twice. So commands that are in progress at the end do not matter.
@@ -16,14 +18,11 @@ import sys
 import threading
 import time
 
-SERVER = '10.2.0.2'
 NAME = 'iqn.2026-11.com.example:'
 PORTS = {'targetd': 3260, 'tgt': 3261, 'LIO': 3262, 'plain': 5001}
 TARGETS = ('targetd', 'tgt', 'LIO')
 MEBIBYTE = 1 << 20
 MEBIBYTES = 120  # of the disks, of which each command moves one
-#: Seconds before the measurement, in which TCP finds its rate, and those of the measurement.
-BEFORE, SECONDS = 5, 5
 #: The path: 100 ms, 100 Mbit/s and a queue of 300 ms.
 LINE = ('limit', '2500', 'delay', '50ms', 'rate', '100mbit')
 #: What targetd has to reach of plain TCP with 8 commands of 1 MiB at once.
@@ -50,27 +49,53 @@ def within(host, *command):
     return run('nsenter', '--net=/run/netns/' + host, '--', *command)
 
 
-def shape(*words):
-    for device in ('client', 'server'):
-        within('router', 'tc', 'qdisc', 'replace', 'dev', device, 'root', 'netem', *words)
+class Inside(object):
+    """The path between the network namespaces of this guest."""
+
+    server = '10.2.0.2'
+    #: Seconds before the measurement, in which TCP finds its rate, and those of the measurement.
+    before, seconds = 5, 5
+
+    def shape(self, *words):
+        for device in ('client', 'server'):
+            within('router', 'tc', 'qdisc', 'replace', 'dev', device, 'root', 'netem', *words)
+
+    def use_congestion_control(self, name):
+        setting = 'net.ipv4.tcp_congestion_control=' + name
+        run('sysctl', '-q', setting)
+        within('server', 'sysctl', '-q', setting)
+
+    def sent_from(self, port):
+        """What ss says of the connections of the server's port."""
+        return within('server', 'ss', '-tinH', 'sport', '=', ':%d' % port)
 
 
-def use_congestion_control(name):
-    setting = 'net.ipv4.tcp_congestion_control=' + name
-    run('sysctl', '-q', setting)
-    within('server', 'sysctl', '-q', setting)
+class Outside(object):
+    """A line that was made outside, to servers there: what limits them as senders is not seen here."""
+
+    server = '10.77.0.1'
+    before, seconds = 8, 10
+
+    def shape(self, *words):
+        pass
+
+    def use_congestion_control(self, name):
+        run('sysctl', '-q', 'net.ipv4.tcp_congestion_control=' + name)
+
+    def sent_from(self, port):
+        return ''
 
 
 class Sample(object):
     """The initiator's connections to a port, and how long their senders were limited by what."""
 
-    def __init__(self, port, is_read):
+    def __init__(self, path, port, is_read):
         self.at = time.monotonic()
-        text = run('ss', '-tinmH', 'dst', SERVER, 'dport', '=', ':%d' % port)
+        text = run('ss', '-tinmH', 'dst', path.server, 'dport', '=', ':%d' % port)
         self.bytes = total(text, 'bytes_received' if is_read else 'bytes_acked')
         self.buffer = re.findall(r'\b%s(\d+)' % ('rb' if is_read else 'tb'), text)
         if is_read:  # the server is the sender
-            text = within('server', 'ss', '-tinH', 'sport', '=', ':%d' % port)
+            text = path.sent_from(port)
         self.receiver_limited = total(text, 'rwnd_limited')
         self.buffer_limited = total(text, 'sndbuf_limited')
         self.retransmitted = total(text, r'retrans:\d+/')
@@ -108,20 +133,21 @@ class Measurement(object):
     """A load on the line with this loss. Connections begin, and complete what is in progress, without losses
     but at the same distance: bbr would rely for ten seconds on a round trip that was shorter before."""
 
-    def __init__(self, load, port, is_read, loss):
-        self.load, self.port, self.is_read, self.loss = load, port, is_read, loss
+    def __init__(self, path, load, port, is_read, loss):
+        self.path, self.load, self.port = path, load, port
+        self.is_read, self.loss = is_read, loss
 
     def result(self):
-        shape(*LINE + (('loss', self.loss) if self.loss != '0%' else ()))
+        self.path.shape(*LINE + (('loss', self.loss) if self.loss != '0%' else ()))
         self.load.start()
         try:
-            time.sleep(BEFORE)
-            first = Sample(self.port, self.is_read)
-            time.sleep(SECONDS)
-            last = Sample(self.port, self.is_read)
+            time.sleep(self.path.before)
+            first = Sample(self.path, self.port, self.is_read)
+            time.sleep(self.path.seconds)
+            last = Sample(self.path, self.port, self.is_read)
         finally:
             self.load.is_over = True
-            shape(*LINE)
+            self.path.shape(*LINE)
             self.load.end()
         return compared(first, last)
 
@@ -163,9 +189,9 @@ class Disks(object):
 class Plain(object):
     """One connection."""
 
-    def __init__(self, is_read):
+    def __init__(self, server, is_read):
         self.is_over = False
-        self.sock = socket.create_connection((SERVER, PORTS['plain']), DEADLINE)
+        self.sock = socket.create_connection((server, PORTS['plain']), DEADLINE)
         self.sock.sendall(b'r' if is_read else b'w')
         self.thread = threading.Thread(target=self._run, args=(is_read,))
 
@@ -190,9 +216,8 @@ def iscsiadm(name, *words):
     run('iscsiadm', '-m', 'node', '-T', NAME + name.lower(), *words)
 
 
-def log_in(name, window, sessions):
+def log_in(name, portal, window, sessions):
     """Returns the disks."""
-    portal = ('-p', '%s:%d' % (SERVER, PORTS[name]))
     for key, value in (
         ('node.conn[0].tcp.window_size', WINDOWS[window]),
         ('node.session.nr_sessions', str(sessions)),
@@ -247,25 +272,27 @@ class Table(object):
         )
 
 
-def measure_plain(table, cc, loss):
+def measure_plain(path, table, cc, loss):
     results = []
     for is_read in (True, False):
-        results.append(Measurement(Plain(is_read), PORTS['plain'], is_read, loss).result())
+        load = Plain(path.server, is_read)
+        results.append(Measurement(path, load, PORTS['plain'], is_read, loss).result())
     table.add(cc, loss, 'plain', '-', '-', results)
 
 
-def measure_target(table, cc, loss, name, window, sessions=1, depths=(8, 1)):
-    disks = log_in(name, window, sessions)
+def measure_target(path, table, cc, loss, name, window, sessions=1, depths=(8, 1)):
+    portal = ('-p', '%s:%d' % (path.server, PORTS[name]))
+    disks = log_in(name, portal, window, sessions)
     try:
         for depth in depths:
             results = []
             for is_read in (True, False):
                 load = Disks(disks, depth, is_read)
-                results.append(Measurement(load, PORTS[name], is_read, loss).result())
+                results.append(Measurement(path, load, PORTS[name], is_read, loss).result())
             title = name if sessions == 1 else '%s x %d' % (name, sessions)
             table.add(cc, loss, title, window, depth, results)
     finally:
-        iscsiadm(name, '-p', '%s:%d' % (SERVER, PORTS[name]), '--logout')
+        iscsiadm(name, *portal + ('--logout',))
 
 
 def goals(rates):
@@ -288,24 +315,25 @@ def goals(rates):
 
 
 def main(words):
+    path = Outside() if 'outside' in words else Inside()
     targets = [each for each in TARGETS if each in words] or TARGETS
     starts = tuple(word for word in words if '/' in word) or ('',)
     table = Table()
-    shape(*LINE)
+    path.shape(*LINE)
     for cc, loss in PATHS:
         cases = ['/'.join((cc, loss, window)) for window in WINDOWS]
         windows = [case.split('/')[2] for case in cases if case.startswith(starts)]
         if not windows:
             continue
-        use_congestion_control(cc)
-        measure_plain(table, cc, loss)
+        path.use_congestion_control(cc)
+        measure_plain(path, table, cc, loss)
         for window in windows:
             for name in targets:
-                measure_target(table, cc, loss, name, window)
+                measure_target(path, table, cc, loss, name, window)
             if window == 'shipped' and (cc, loss) == ('cubic', '0%'):
                 for count in (2, 4):
-                    measure_target(table, cc, loss, 'targetd', window, count, (8,))
-        measure_plain(table, cc, loss)
+                    measure_target(path, table, cc, loss, 'targetd', window, count, (8,))
+        measure_plain(path, table, cc, loss)
     below = goals(table.rates)
     print(
         'the goal is %.1f for targetd with bbr, 1%% and window_size = 0: %d missed' % (GOAL, below)
