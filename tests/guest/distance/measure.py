@@ -231,7 +231,7 @@ def log_in(name, portal, window, sessions):
             break
         assert time.monotonic() < end, disks
         time.sleep(0.2)
-    run('udevadm', 'settle', '-t', '20')
+    run('udevadm', 'settle', '-t', '60')
     for disk in disks:  # commands of 1 MiB, whatever the target recommends
         with open('/sys/block/%s/queue/max_sectors_kb' % os.path.basename(disk), 'w') as file:
             file.write('1024')
