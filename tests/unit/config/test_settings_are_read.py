@@ -116,7 +116,7 @@ OTHER_WORDS = set(
     'ceph-iscsi power-cuts tgt-admin read-only reverse-password reverse-username secret-of mon-fri '
     'first-write-snapshot solid-state live-change was-size open-iscsi targetd-iscsi targetd-web '
     'targetd-networks targetd-rbd get-or-create exclusive-lock when-active qemu-nbd qemu-img qemu-utils '
-    'targetd-nbd undo-journal'.split()
+    'targetd-nbd undo-journal distance-line'.split()
 )
 #: placeholders, lines of live.conf, and a setting of open-iscsi
 OTHER_ASSIGNMENTS = {'FILE', 's', 'live-change', 'was-size', 'window_size'}
