@@ -62,6 +62,9 @@ class Capabilities(
 
 NO_CAPABILITIES = Capabilities(False, False, 0, 0, 0, 512, 0, 0, 0, 0, False)
 
+#: The outcome of a request that was begun (Store.pipelines) and must be done by the verb that waits.
+AGAIN = object()
+
 # The thread of this process that is inside exclusive_range() has taken this token. There is one token
 # for all stores: POSIX locks belong to processes, so the kernel would report a deadlock between two
 # processes whose threads wait for locks on different files.
@@ -161,9 +164,11 @@ class Store(object):
     durable=False) does not wait for a disk, 0 if it may always wait; durable_is_free: bool, a
     durable write costs no more than another one, so it may be done inline too; lost: errno of the
     flush that failed, or None; claim: a further descriptor, owned by the store, that keeps the
-    medium claimed, or None.
+    medium claimed, or None; pipelines: bool, it has begin_read() and begin_write()
+    (nbd_pipeline.PipelinedStore), which wait for nothing. Of the filters only ReadOnly has them.
     """
 
+    pipelines = False
     inline_write_limit = 0
     durable_is_free = False
     lost: Optional[int] = None

@@ -12,7 +12,7 @@ import os
 import random
 import time
 from collections import namedtuple
-from typing import Callable, Dict, Iterable, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
 from .. import log
 from .base import BytesLike, Store, failure
@@ -92,6 +92,19 @@ class ReadOnly(Filter):
     """Rejects every verb that changes the medium with OSError(EROFS)."""
 
     read_only = True
+
+    @property
+    def pipelines(self) -> bool:  # type: ignore[override]
+        """Reads are begun as those of the store; the unit admits no write."""
+        return self.store.pipelines
+
+    def begin_read(self, *arguments: Any) -> Any:
+        """As nbd_pipeline.PipelinedStore.begin_read."""
+        return self.store.begin_read(*arguments)  # type: ignore[attr-defined]
+
+    def begin_write(self, *arguments: Any) -> None:
+        """Always None: write() refuses it."""
+        return None
 
     def reading(self) -> Store:
         return self.store.reading()

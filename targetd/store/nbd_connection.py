@@ -12,6 +12,7 @@ A server that does not answer is waited for without a limit, as a disk is. Any t
 """
 
 import errno
+import functools
 import os
 import socket
 import struct
@@ -21,7 +22,10 @@ from typing import Any, Dict, List, Optional, Tuple
 from targetd.nbd import messages, numbers
 from targetd.nbd.handshake import Export
 
+#: One receive asks for so many bytes at most, so that the data of a long READ goes to its place at once.
 RECEIVE_BYTES = 64 << 10
+#: Room for what was received and not handled.
+BUFFER_BYTES = 256 << 10
 #: A chunk of data with its offset: magic, flags, type, cookie, bytes of the payload, offset.
 DATA_REPLY = struct.Struct('>IHHQIQ')
 
@@ -33,7 +37,7 @@ class Lost(Exception):
 class Request(object):
     """A request that waits for its reply. into: the buffer of a READ; extents: of a BLOCK_STATUS;
     error: errno, or 0. `wake` is locked while its thread sleeps; is_sent and the rest are guarded
-    by the connection's lock."""
+    by the connection's lock. waits: a thread waits for the reply (otherwise see nbd_pipeline)."""
 
     __slots__ = (
         'command',
@@ -50,6 +54,7 @@ class Request(object):
         'is_woken',
         'wake',
     )
+    waits = True
 
     def __init__(self, command: int, offset: int, length: int, into: Optional[memoryview]) -> None:
         self.command = command
@@ -79,7 +84,7 @@ class Connection(object):
         self._cookie = 0
         self._has_reader = False
         # of the reader
-        self._buffer = bytearray(RECEIVE_BYTES)
+        self._buffer = bytearray(BUFFER_BYTES)
         self._view = memoryview(self._buffer)
         self._start = self._end = 0
 
@@ -158,9 +163,16 @@ class Connection(object):
 
     def _read_until(self, request):
         """This thread is the reader until its own reply is here."""
+        self._as_reader(functools.partial(self._receive_until, request))
+
+    def _receive_until(self, request):
+        while not request.is_done:
+            self._handle_reply()
+
+    def _as_reader(self, receive):
+        """Call receive() in the thread that has become the reader; then it is not the reader any more."""
         try:
-            while not request.is_done:
-                self._handle_reply()
+            receive()
         except messages.ProtocolError as e:
             self.fail('the server violates the NBD protocol: %s' % e)
         except (OSError, Lost) as e:
@@ -168,15 +180,21 @@ class Connection(object):
         with self._lock:
             self._has_reader = False
             for other in self._pending.values():
-                if other.is_sent:  # a thread that still sends looks by itself afterwards
+                if (
+                    other.waits and other.is_sent
+                ):  # a thread that still sends looks by itself afterwards
                     self._wake(other)
                     break
 
     def _complete(self, cookie, request):
         with self._lock:
             self._pending.pop(cookie, None)
-            request.is_done = True
-            self._wake(request)
+            self._finish(request)
+
+    def _finish(self, request):
+        """Called with the lock held."""
+        request.is_done = True
+        self._wake(request)
 
     def fail(self, why: str) -> None:
         """The connection cannot be used any more; every request that waits ends with Lost."""
@@ -184,8 +202,8 @@ class Connection(object):
             if not self.is_lost:
                 self.is_lost, self.why = True, why
             for request in self._pending.values():
-                request.is_lost = request.is_done = True
-                self._wake(request)
+                request.is_lost = True
+                self._finish(request)
             self._pending.clear()
         try:
             # the server finishes what it has received, and closes; the keeper waits for that
@@ -202,15 +220,15 @@ class Connection(object):
     # -- replies (the reader) ----------------------------------------------------------------------
 
     def _fill(self, count):
-        """Receive until the buffer has `count` bytes, which is at most half of it."""
+        """Receive until the buffer has `count` bytes, which are at most RECEIVE_BYTES."""
         while self._end - self._start < count:
             if self._start == self._end:
                 self._start = self._end = 0
-            elif RECEIVE_BYTES - self._start < count:
+            elif BUFFER_BYTES - self._start < count:
                 left = self._end - self._start
                 self._buffer[:left] = self._buffer[self._start : self._end]
                 self._start, self._end = 0, left
-            received = self._socket.recv_into(self._view[self._end :])
+            received = self._socket.recv_into(self._view[self._end : self._end + RECEIVE_BYTES])
             if not received:
                 raise Lost('the server has closed the connection')
             self._end += received

@@ -1,7 +1,8 @@
 """A store on an export of an NBD server.
 
-Imports base, failure_flags, nbd_connection, nbd_line, nbd_log, nbd. Every verb may wait for the server, so
-try_read never answers, and no write is done inline.
+Imports base, failure_flags, nbd_connection, nbd_line, nbd_log, nbd_pipeline, nbd. Every verb may wait for the
+server, so try_read never answers, and no write is done inline; who need not wait for the outcome of a
+READ or WRITE uses begin_read() and begin_write() (nbd_pipeline).
 
      connected --the server closes, dies, violates the protocol--> lost --another one--> repeating
          ^                                                                                  |
@@ -27,9 +28,9 @@ from targetd.nbd.handshake import Export
 from .. import log
 from . import failure_flags, nbd_line
 from .base import CHUNK, BytesLike, Extents, beyond, failure, pieces
-from .nbd_connection import Connection, Lost
+from .nbd_connection import Lost
 from .nbd_log import UnflushedChanges
-from .shared_flushes import FlushingStore
+from .nbd_pipeline import BUSY, PipelinedConnection, PipelinedStore
 
 #: Commands without data about more bytes than this are split.
 LONGEST_RANGE = 1 << 30
@@ -37,8 +38,6 @@ LONGEST_RANGE = 1 << 30
 LONGEST_DATA = 4 << 20
 #: Every server takes a READ of this size (proto.md, "Block size constraints": the maximum is 4096 or more).
 LONGEST_SINGLE = 4096
-#: So many requests in flight are enough for one connection; qemu-nbd and nbdkit work on 16 of each.
-BUSY = 16
 #: If the server has not accepted a second connection, it is asked again after this time.
 SECOND_SECONDS = 60.0
 
@@ -47,7 +46,7 @@ class _Clean(Exception):
     """Everything that was acknowledged is durable: a flush needs no connection."""
 
 
-class NbdStore(FlushingStore):
+class NbdStore(PipelinedStore):
     """description: also has `multi`, whether the server offers CAN_MULTI_CONN, and `acknowledges_durable`,
     whether every write is durable when it is acknowledged; with `only_flushes`, a store for a flush of all
     sessions, which needs no connection while everything is durable, and waits `patience` seconds for the
@@ -68,7 +67,7 @@ class NbdStore(FlushingStore):
         self._is_closed = self._has_left = False
         self._speaking = threading.Lock()  # held by who sends messages on the line
         self._connecting = threading.Lock()  # held by who makes connections
-        self._connections: List[Optional[Connection]] = [None, None]
+        self._connections: List[Optional[PipelinedConnection]] = [None, None]
         self._second_after = 0.0  # when a second connection may be tried, by the monotonic clock
         self._changes = UnflushedChanges(self._set_dirty)
         self._has_company = (
@@ -412,7 +411,7 @@ class NbdStore(FlushingStore):
         self._place = words['place']
         self._has_company = words['company']
         self._is_durable = words['durable']
-        return Connection(socket.socket(fileno=descriptors[0]), Export(*words['export']))
+        return PipelinedConnection(socket.socket(fileno=descriptors[0]), Export(*words['export']))
 
     # -- the rest ----------------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ ONLY_IN = {
         'kernel_crc32c',
         'store.nbd_connection',
         'store.nbd_line',
+        'store.nbd_pipeline',
         'store.nbd_store',
     },
     'threading': {

@@ -34,6 +34,7 @@ from targetd.worker.connection.busy_poll import FEW, busy_poll
 from targetd.worker.connection.data_out import UNEXPECTED_SENSE, DataOut
 from targetd.worker.connection.measuring import MEASURED_BATCHES, act_and_measure
 from targetd.worker.connection.outbox import SEND_SECONDS, Outbox
+from targetd.worker.connection.pipelining import run_elsewhere
 from targetd.worker.connection.replies import reply_pdus
 from targetd.worker.connection.requests import Requests
 from targetd.worker.connection.task_ordering import TaskStarter
@@ -79,6 +80,8 @@ class Connection(object):
     send_seconds = SEND_SECONDS  # SO_SNDTIMEO
     tap = None  # worker.capturing.Tap, if the connection is or was captured
     reported_black_hole = False  # see black_hole
+    may_pipeline = False  # see pipelining
+    pipelining = None  # once a command was begun
     keeps_tasks = False  # its tasks may be reassigned after it has ended (ErrorRecoveryLevel 2)
 
     def __init__(
@@ -307,6 +310,8 @@ class Connection(object):
 
     def close(self):
         """Close the socket. [connection]"""
+        if self.pipelining is not None:
+            self.pipelining.leave()
         try:
             self.socket.close()
         except OSError:
@@ -420,7 +425,7 @@ class Connection(object):
         reply. [connection]"""
         if result is _WOULD_BLOCK:
             self._retain_with_data(task)
-            self.worker.executor.submit(self.run_in_executor, task, task.unit)
+            run_elsewhere(self, task)
         elif result.__class__ is sam.Change:
             (self._retain_with_data if result is sam.DELAYED else self.retain)(task)
             self.worker.ask_change(task, result, self.complete)

@@ -12,6 +12,7 @@ from targetd.iscsi.errors import LOST_DATA, UNEXPECTED_DATA, WRONG_AMOUNT, DataR
 from targetd.iscsi.framing import LANDING_BYTES
 from targetd.scsi import sam
 from targetd.scsi.sense import ABORTED_COMMAND, CheckCondition, StatusReturned
+from targetd.worker.connection.pipelining import run_elsewhere
 from targetd.worker.connection.write_buffers import BUFFER_BYTES
 
 _DATA_OUT_TAIL = struct.Struct('>4xII4x').unpack  # DataSN, buffer offset
@@ -173,7 +174,7 @@ class DataOut(object):
         except (CheckCondition, StatusReturned) as refusal:
             result = refusal
         if result is sam.WOULD_BLOCK:
-            connection.worker.executor.submit(connection.run_in_executor, task, task.unit)
+            run_elsewhere(connection, task)
         elif result.__class__ is sam.Change:
             connection.worker.ask_change(task, result, connection.complete)
         else:

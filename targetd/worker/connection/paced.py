@@ -495,6 +495,7 @@ class PaceableConnection(Connection):
 
     send_seconds = SEND_STEP
     postponed_bytes = SEND_NOW_BYTES
+    may_pipeline = True
 
     def make_outbox(self, stat_sn):
         outbox = PaceableOutbox(self.socket, self.session, stat_sn, crc32c, self.values)
@@ -531,6 +532,7 @@ class PacedConnection(PostponingConnection, PaceableConnection):
     """A PaceableConnection while its line is slow."""
 
     postponed_bytes = PACED_POSTPONED_BYTES
+    may_pipeline = False
 
     def _receive_and_act(self):
         PaceableConnection._receive_and_act(self)

@@ -43,7 +43,7 @@ class Requests(object):
     def __init__(self, connection, keepalive):
         self._connection = connection
         self._session = connection.session
-        self._ping_limit = keepalive[1]
+        self.keepalive_seconds, self._ping_limit = keepalive
         self._text = None  # the unfinished Text exchange
         self._text_until = 0.0
         self.unanswered_pings = 0

@@ -310,12 +310,12 @@ def test_blocks_of_the_server(export, monkeypatch):
     """Requests that begin or end within its blocks are widened."""
     one = export()
     store = one.session()
-    real = nbd_store.Connection
+    real = nbd_store.PipelinedConnection
 
     def with_blocks(sock, offered):
         return real(sock, offered._replace(minimum=4096, maximum=8192))
 
-    monkeypatch.setattr(nbd_store, 'Connection', with_blocks)
+    monkeypatch.setattr(nbd_store, 'PipelinedConnection', with_blocks)
     store.write(100, b'x' * 10000, False)
     assert store.read(0, 12288) == bytes(100) + b'x' * 10000 + bytes(12288 - 10100)
     assert store.read(99, 3) == b'\0xx'

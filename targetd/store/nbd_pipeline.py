@@ -1,0 +1,439 @@
+"""Requests to an NBD server of a thread that does not wait for their replies.
+
+Imports base, nbd_connection, nbd, shared_flushes. The thread *begins* many requests, sends them at once,
+and looks for replies when there is something to receive:
+
+     begin_read(), begin_write() --> send_begun() --> ... the descriptor is readable --> receive_ready()
+                                                                                              |
+         what the requests that have ended were begun for <-- Begun.outcome() <---------------+
+
+While another thread receives the replies (nbd_connection: it waits for its own), it passes those of begun
+requests to their `owner`. The same happens to all of them when the connection is lost. A request that
+cannot be begun, or whose outcome is AGAIN, is done by the verb that waits: only this one connects again
+and repeats what was lost.
+"""
+
+import errno
+import os
+import socket
+import struct
+import time
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+from targetd.nbd import messages, numbers
+from targetd.nbd.handshake import Export
+
+from .base import AGAIN, BytesLike
+from .nbd_connection import BUFFER_BYTES, RECEIVE_BYTES, Connection, Lost, Request
+from .nbd_log import UnflushedChanges
+from .shared_flushes import FlushingStore
+
+#: The most bytes of a request that is begun; more would be copied once more than needed.
+LONGEST_BEGUN = 64 << 10
+#: So many requests in flight are enough for one connection; qemu-nbd and nbdkit work on 16 of each.
+BUSY = 16
+#: What one sendmsg() takes (IOV_MAX is 1024).
+_MOST_BUFFERS = 1000
+
+#: Headers up to the length of the payload: magic, flags, type, cookie, bytes.
+_STRUCTURED = struct.Struct('>IHHQI')
+_EXTENDED = struct.Struct('>IHHQ8xQ')
+_SIMPLE = struct.Struct('>IIQ')
+_OFFSET = struct.Struct('>Q')
+
+#: owner(requests): ends requests that another thread has received; it must not wait. Any thread.
+Owner = Callable[[List['Begun']], None]
+
+
+class Begun(Request):
+    """A READ or WRITE for whose reply no thread waits. context: of the one who began it; payload: of a WRITE;
+    data: of a READ; durable, is_logged, generation: of a WRITE, see PipelinedStore.begin_write."""
+
+    __slots__ = (
+        'store',
+        'owner',
+        'context',
+        'flags',
+        'payload',
+        'data',
+        'durable',
+        'is_logged',
+        'generation',
+    )
+    waits = False
+
+    def __init__(
+        self,
+        store: 'PipelinedStore',
+        owner: Owner,
+        context: Any,
+        command: int,
+        offset: int,
+        length: int,
+    ) -> None:
+        # not that of Request, which makes a lock
+        self.store, self.owner, self.context = store, owner, context
+        self.command, self.offset, self.length = command, offset, length
+        self.flags = self.received = self.error = self.generation = 0
+        self.text = ''
+        self.extents = None
+        self.payload: Optional[BytesLike] = None
+        self.data: Optional[BytesLike] = None
+        self.is_done = self.is_lost = self.durable = self.is_logged = False
+
+    @property
+    def into(self) -> memoryview:  # type: ignore[override]
+        """The buffer of a READ whose reply is not a single chunk."""
+        if self.data is None:
+            self.data = bytearray(self.length)
+        return memoryview(self.data)
+
+    def outcome(self) -> Any:
+        """The request has ended. Returns the data of a READ, None for a WRITE, or AGAIN: the verb that
+        waits must do it. Raises OSError. Call it once; any thread."""
+        return self.store.outcome(self)
+
+
+class PipelinedConnection(Connection):
+    """begun: number of the begun requests without a reply. One thread at a time calls send_begun()."""
+
+    def __init__(self, sock: socket.socket, export: Export) -> None:
+        super(PipelinedConnection, self).__init__(sock, export)
+        self.begun = 0
+        self._unsent: List[
+            BytesLike
+        ] = []  # of begun requests; guarded by the lock, as `begun` and _ended
+        self._ended: List[Begun] = []
+        self._is_left = False  # send_left() is going to send, or sends
+        self._is_held = False  # it is to begin with `_sending` held: a request is sent in part
+        magic, layout = numbers.STRUCTURED_REPLY_MAGIC, _STRUCTURED
+        if export.extended:
+            magic, layout = numbers.EXTENDED_REPLY_MAGIC, _EXTENDED
+        self._chunk_layout = magic, layout.unpack_from, layout.size
+
+    def fileno(self) -> int:
+        """The descriptor to poll."""
+        return self._socket.fileno()
+
+    def begin(self, request: Begun) -> bool:
+        """send_begun() must follow. Returns False if the connection is lost."""
+        with self._lock:
+            if self.is_lost:
+                return False
+            self._cookie = cookie = self._cookie + 1
+            self._pending[cookie] = request
+            self.begun += 1
+            self._unsent.append(
+                messages.request(
+                    request.command,
+                    request.flags,
+                    cookie,
+                    request.offset,
+                    request.length,
+                    self.export.extended,
+                )
+            )
+            if request.payload is not None:
+                self._unsent.append(request.payload)
+        return True
+
+    # -- sending -----------------------------------------------------------------------------------
+
+    def send_begun(self) -> bool:
+        """Send what was begun. Never waits; returns False if a thread that may wait has to call
+        send_left()."""
+        if self._is_left or not self._unsent:
+            return True
+        if not self._sending.acquire(False):
+            self._is_left = True
+            return False
+        if self._send_unsent(socket.MSG_DONTWAIT):
+            self._sending.release()
+            return True
+        self._is_left = self._is_held = True
+        return False
+
+    def send_left(self) -> None:
+        """Send what send_begun() has left, and what is begun meanwhile. Waits for the server."""
+        if not self._is_held:
+            self._sending.acquire()
+        self._is_held = False
+        try:
+            while self._is_left:
+                self._send_unsent(0)
+                with self._lock:
+                    self._is_left = bool(self._unsent)
+        finally:
+            self._sending.release()
+
+    def _send_unsent(self, flags):
+        """Returns False if the server does not take all of it now. Called with `_sending` held."""
+        while True:
+            with self._lock:
+                if self.is_lost:
+                    self._unsent = []
+                buffers = self._unsent[:_MOST_BUFFERS]
+            if not buffers:
+                return True
+            try:
+                sent = self._socket.sendmsg(buffers, (), flags | socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                return False
+            except OSError as e:
+                self.fail('nothing can be sent: %s' % (e.strerror or e))
+                return True
+            if not self._forget_sent(len(buffers), buffers, sent) and flags:
+                return False
+
+    def _forget_sent(self, count, buffers, sent):
+        """Returns True if these first `count` buffers of `_unsent` were sent whole."""
+        total = sum(map(len, buffers))
+        rest: List[BytesLike] = []
+        if sent < total:
+            for index, buffer in enumerate(buffers):
+                if sent < len(buffer):
+                    rest = [memoryview(buffer)[sent:]] + buffers[index + 1 :]
+                    break
+                sent -= len(buffer)
+        with self._lock:
+            if not self.is_lost:
+                self._unsent[:count] = rest
+        return not rest
+
+    # -- replies -----------------------------------------------------------------------------------
+
+    def receive_ready(self) -> Tuple[List[Begun], bool]:
+        """Receive what is there, without waiting. Returns (the begun requests that have ended, False if
+        another thread receives now or is about to: it gives the others to their owners)."""
+        with self._lock:
+            if self._has_reader:
+                return [], False
+            self._has_reader = True
+        goes_on = [False]
+        self._as_reader(lambda: goes_on.append(self._receive_now()))
+        with self._lock:
+            ended, self._ended = self._ended, []
+        return ended, goes_on[-1]
+
+    def _receive_now(self):
+        """Returns False if the next reply is a long one, of a thread that waits for it."""
+        while True:
+            if self._start == self._end:
+                self._start = self._end = 0
+            elif BUFFER_BYTES - self._end < RECEIVE_BYTES:
+                left = self._end - self._start
+                self._buffer[:left] = self._buffer[self._start : self._end]
+                self._start, self._end = 0, left
+            room = BUFFER_BYTES - self._end
+            try:
+                received = self._socket.recv_into(self._view[self._end :], 0, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                received = -1
+            if not received:
+                raise Lost('the server has closed the connection')
+            self._end += max(received, 0)
+            if not self._handle_whole():
+                return False
+            if received < room:
+                return True
+
+    def _handle_whole(self):
+        """Handle the replies of which the buffer has all bytes. Returns False if the next one is long, and
+        a thread waits for it."""
+        while True:
+            self._handle_plain()
+            size, request = self._next_size()
+            if size > LONGEST_BEGUN + RECEIVE_BYTES and request is not None and request.waits:
+                return False
+            if not size or self._end - self._start < size <= LONGEST_BEGUN + RECEIVE_BYTES:
+                return True
+            self._handle_reply()  # it raises if the reply is longer than it may be
+
+    def _next_size(self):
+        """(bytes of the next reply or chunk, its request); (0, None) if its header is not here."""
+        export, available = self.export, self._end - self._start
+        size = messages.header_size(
+            self._buffer, self._start, available, export.structured, export.extended
+        )
+        if not size:
+            return 0, None
+        header = messages.parse_header(self._buffer, self._start, size)
+        request = self._pending.get(header.cookie)
+        if header.kind is None and not (header.error or export.structured or request is None):
+            size += request.length if request.command == numbers.CMD_READ else 0
+        return size + header.length, request
+
+    def _handle_plain(self):
+        """Handle whole replies to begun requests, in one chunk and without an error, until there is
+        another one. Hot."""
+        magic, unpack, header_size = self._chunk_layout
+        view, pending, start, end = self._view, self._pending, self._start, self._end
+        done = []
+        while end - start >= header_size:
+            found, flags, kind, cookie, length = unpack(view, start)
+            if found == numbers.SIMPLE_REPLY_MAGIC and header_size == _STRUCTURED.size:
+                cookie = _SIMPLE.unpack_from(view, start)[2]
+                kind, next_one = (flags or kind), start + _SIMPLE.size  # kind: the error
+                request = pending.get(cookie)
+                if kind or request is None or request.waits or request.command != numbers.CMD_WRITE:
+                    break
+            else:
+                request, next_one = pending.get(cookie), start + header_size + length
+                if found != magic or not flags & numbers.REPLY_DONE or next_one > end:
+                    break
+                if request is None or request.waits or request.received or request.error:
+                    break
+                if not self._is_plain(request, kind, length, start + header_size):
+                    break
+                if length:
+                    request.data = bytes(view[start + header_size + 8 : next_one])
+            done.append(cookie)
+            start = next_one
+        self._start = start
+        if done:
+            with self._lock:
+                for cookie in done:
+                    request = pending.pop(cookie, None)
+                    if request is not None:
+                        self._end_begun(request)
+
+    def _is_plain(self, request, kind, length, start):
+        """True for the chunk that is all of a reply: the data of a READ, nothing for a WRITE."""
+        if request.command == numbers.CMD_WRITE:
+            return kind == numbers.REPLY_NONE and not length
+        return (
+            kind == numbers.REPLY_OFFSET_DATA
+            and length == 8 + request.length
+            and _OFFSET.unpack_from(self._view, start)[0] == request.offset
+        )
+
+    def _end_begun(self, request):
+        request.is_done = True
+        self.begun -= 1
+        self._ended.append(request)
+
+    def _finish(self, request):
+        if request.waits:
+            super(PipelinedConnection, self)._finish(request)
+        elif not request.is_done:
+            self._end_begun(request)
+
+    def _receive_until(self, request):
+        while not request.is_done:
+            self._handle_reply()
+            self._hand_over()
+        # what the buffer has would not make the descriptor readable
+        if self.begun:
+            self._handle_whole()
+            self._hand_over()
+
+    def fail(self, why: str) -> None:
+        """As Connection.fail; the owners of the begun requests get them."""
+        super(PipelinedConnection, self).fail(why)
+        self._hand_over()
+
+    def _hand_over(self):
+        """Give the begun requests that have ended to their owners."""
+        if not self._ended:
+            return
+        with self._lock:
+            ended, self._ended = self._ended, []
+        by_owner: Dict[Owner, List[Begun]] = {}
+        for request in ended:
+            by_owner.setdefault(request.owner, []).append(request)
+        for owner, requests in by_owner.items():
+            owner(requests)
+
+
+class PipelinedStore(FlushingStore):
+    """A store with requests that are begun; the class that extends this one makes the connections."""
+
+    pipelines = True
+    _connections: List[Optional[PipelinedConnection]]
+    _changes: UnflushedChanges
+    _is_multi: bool
+    _writes_durable: bool
+    _second_after: float
+    _has_left: bool
+
+    def begin_read(
+        self, offset: int, length: int, context: Any, owner: Owner
+    ) -> Optional[PipelinedConnection]:
+        """Begin a READ, without waiting. Returns the connection, whose send_begun() must follow, or
+        None: then read() must do it, in a thread that may wait. owner: see Owner."""
+        connection = self._link(offset, length)
+        if connection is None:
+            return None
+        request = Begun(self, owner, context, numbers.CMD_READ, offset, length)
+        if connection.export.flags & numbers.SEND_DF:
+            request.flags = numbers.FLAG_DF
+        return connection if connection.begin(request) else None
+
+    def begin_write(
+        self, offset: int, data: BytesLike, durable: bool, context: Any, owner: Owner
+    ) -> Optional[PipelinedConnection]:
+        """As begin_read, for write(). `data` must not change until the request has ended."""
+        generation = (
+            self._changes.generation
+        )  # before the connection, which may be replaced meanwhile
+        connection = self._link(offset, len(data))
+        if connection is None or self.lost:
+            return None
+        durable = durable or self._writes_durable
+        if durable and not connection.export.flags & numbers.SEND_FUA:
+            return None
+        request = Begun(self, owner, context, numbers.CMD_WRITE, offset, len(data))
+        request.payload, request.durable, request.generation = data, durable, generation
+        request.is_logged = not durable or self._changes.is_dirty  # as in NbdStore._change
+        request.flags = numbers.FLAG_FUA if durable else 0
+        return connection if connection.begin(request) else None
+
+    def _link(self, offset, length):
+        """Returns the connection for a request of these bytes, or None if it cannot be begun."""
+        first, second = self._connections
+        if (
+            self._has_left
+            or first is None
+            or first.is_lost
+            or second is not None
+            and second.is_lost
+        ):
+            return None
+        export = first.export
+        if (offset | length) % export.minimum or not 0 < length <= min(
+            LONGEST_BEGUN, export.maximum
+        ):
+            return None
+        if offset < 0 or offset + length > self.size:
+            return None
+        if not self._is_multi or first.in_flight < BUSY:
+            return first
+        if second is None:  # a verb that waits asks for another one
+            return None if time.monotonic() >= self._second_after else first
+        return second if second.in_flight < first.in_flight else first
+
+    def outcome(self, request: Begun) -> Any:
+        """As Begun.outcome."""
+        if request.is_lost or request.error == errno.ESHUTDOWN:
+            return AGAIN
+        if request.command == numbers.CMD_READ:
+            return AGAIN if request.error else request.data  # read() gets the error again
+        if request.error:
+            text = request.text or os.strerror(request.error)
+            raise OSError(request.error, 'the NBD server says: %s' % text)
+        if request.is_logged and not self._changes.add(
+            request.generation,
+            numbers.CMD_WRITE,
+            request.flags,
+            request.offset,
+            request.length,
+            request.payload,
+        ):
+            return AGAIN
+        if request.durable:
+            self._require_not_lost()
+        return AGAIN if self._changes.is_full else None  # write() flushes then
+
+    def _require_not_lost(self) -> None:
+        """Raises OSError if acknowledged data of the export was lost, in this or another session."""
+        raise NotImplementedError

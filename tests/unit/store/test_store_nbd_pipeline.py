@@ -1,0 +1,298 @@
+"""store.nbd_pipeline: requests that are begun, on a scripted server: replies in any order and in parts, other
+threads that receive them, lost connections, acknowledged writes."""
+
+import errno
+import select
+import socket
+import struct
+import threading
+
+import pytest
+from fake_pipeline import FLAGS, SIZE, Store, arrived, data_reply
+from nbd_peer import chunk, receive, simple
+
+from targetd.nbd import numbers
+from targetd.nbd.handshake import Export
+from targetd.store import nbd_pipeline
+from targetd.store.base import AGAIN
+from targetd.store.nbd_pipeline import PipelinedConnection
+
+READ, WRITE = numbers.CMD_READ, numbers.CMD_WRITE
+
+
+@pytest.fixture
+def peer():
+    """peer(extended=False, structured=True, flags=FLAGS) -> (Store, its connection, the server's socket)."""
+    sockets = []
+
+    def make(extended=False, structured=True, flags=FLAGS, **more):
+        ours, theirs = socket.socketpair()
+        sockets.extend((ours, theirs))
+        theirs.settimeout(10)
+        connection = PipelinedConnection(
+            ours, Export(SIZE, flags, 1, 4096, SIZE, structured, extended, 5)
+        )
+        return Store(connection, **more), connection, theirs
+
+    yield make
+    for sock in sockets:
+        sock.close()
+
+
+def ended(connection, count=1):
+    """{context: outcome} of the next `count` requests that end in this thread."""
+    found = {}
+    while len(found) < count:
+        assert select.select([connection], [], [], 10)[0], 'nothing arrives'
+        found.update((each.context, each.outcome()) for each in connection.receive_ready()[0])
+    return found
+
+
+def test_many_requests_are_sent_at_once_and_end_in_any_order(peer):
+    store, connection, server = peer()
+    for number in range(8):
+        assert store.read(512 * number, 512, number) is connection
+    assert not select.select([server], [], [], 0)[0]  # nothing is sent before
+    assert connection.send_begun()
+    assert connection.in_flight == connection.begun == 8
+    out = b''
+    for flags, command, cookie, offset, length in reversed(arrived(server, 8)):
+        assert (flags, command, length) == (numbers.FLAG_DF, READ, 512)
+        out += data_reply(cookie, offset, bytes([offset // 512 + 1]) * 512)
+    server.sendall(out)
+    found = ended(connection, 8)
+    assert found == {number: bytes([number + 1]) * 512 for number in range(8)}
+    assert connection.in_flight == connection.begun == 0
+
+
+@pytest.mark.parametrize('cut', [1, 15, 27, 28, 100, 539])
+def test_a_reply_in_parts_is_waited_for_without_blocking(peer, cut):
+    store, connection, server = peer()
+    store.read(0, 512, 'read')
+    store.write(0, b'x' * 512, context='write')
+    connection.send_begun()
+    read, write = arrived(server)[0][2], arrived(server, 1, 512)[0][2]
+    out = data_reply(read, 0, b'y' * 512) + simple(write)
+    server.sendall(out[:cut])
+    assert connection.receive_ready() == ([], True)
+    server.sendall(out[cut:])
+    assert ended(connection, 2) == {'read': b'y' * 512, 'write': None}
+
+
+@pytest.mark.parametrize('structured', [True, False])
+def test_replies_of_other_forms(peer, structured):
+    """Simple replies, and a READ in two chunks, of which one is a hole."""
+    store, connection, server = peer(structured=structured)
+    store.read(0, 1024, 'read')
+    store.write(0, b'x' * 512, context='write')
+    connection.send_begun()
+    read, write = arrived(server)[0][2], arrived(server, 1, 512)[0][2]
+    if structured:
+        payload = struct.pack('>QI', 0, 512)
+        server.sendall(chunk(numbers.REPLY_OFFSET_HOLE, read, payload, 0))
+        server.sendall(data_reply(read, 512, b'y' * 512))
+        server.sendall(chunk(numbers.REPLY_NONE, write, b''))
+    else:
+        server.sendall(simple(read) + bytes(512) + b'y' * 512 + simple(write))
+    assert ended(connection, 2) == {'read': bytes(512) + b'y' * 512, 'write': None}
+
+
+def test_extended_headers(peer):
+    store, connection, server = peer(extended=True)
+    store.read(4096, 512, 'read')
+    connection.send_begun()
+    cookie = struct.unpack('>IHHQQQ', receive(server, 32))[3]
+    layout, magic = '>IHHQQQQ', numbers.EXTENDED_REPLY_MAGIC
+    head = struct.pack(layout, magic, 1, numbers.REPLY_OFFSET_DATA, cookie, 4096, 520, 4096)
+    server.sendall(head + b'z' * 512)
+    assert ended(connection) == {'read': b'z' * 512}
+
+
+def test_errors_of_the_server(peer):
+    """That of a READ is examined by the verb that waits."""
+    store, connection, server = peer()
+    store.read(0, 512, 'read')
+    store.write(0, b'x' * 512, context='write')
+    connection.send_begun()
+    cookies = arrived(server)[0][2], arrived(server, 1, 512)[0][2]
+    for cookie in cookies:
+        server.sendall(chunk(numbers.REPLY_ERROR, cookie, struct.pack('>IH', 28, 4) + b'text'))
+    (first, second), goes_on = connection.receive_ready()
+    assert goes_on and first.outcome() is AGAIN
+    with pytest.raises(OSError, match='text') as caught:
+        second.outcome()
+    assert caught.value.errno == errno.ENOSPC
+    assert not connection.is_lost and not store.changes.is_dirty
+
+
+@pytest.mark.parametrize(
+    'reply',
+    [
+        lambda cookie: simple(cookie),
+        lambda cookie: data_reply(cookie, 512, b'x' * 512),
+        lambda cookie: data_reply(cookie, 0, b'x' * 513),
+        lambda cookie: data_reply(cookie + 1, 0, b'x' * 512),
+        lambda cookie: chunk(numbers.REPLY_OFFSET_DATA, cookie, b'')[:16] + b'\x7f' * 4,
+        lambda cookie: b'HTTP/1.1 400 Bad Request\r\n',
+    ],
+)
+def test_replies_that_violate_the_protocol_lose_the_connection(peer, reply):
+    store, connection, server = peer()
+    store.read(0, 512)
+    connection.send_begun()
+    server.sendall(reply(arrived(server)[0][2]))
+    assert connection.receive_ready()[0] == []
+    assert connection.is_lost and 'violates the NBD protocol' in connection.why
+    assert [each.outcome() for each in store.given] == [AGAIN]
+
+
+def test_a_lost_connection_gives_everything_to_the_owner(peer):
+    store, connection, server = peer()
+    for number in range(3):
+        store.write(0, b'x' * 512, context=number)
+    connection.send_begun()
+    server.close()
+    assert connection.receive_ready()[0] == []
+    assert [each.context for each in store.given] == [0, 1, 2]
+    assert {each.outcome() for each in store.given} == {AGAIN}
+    assert connection.begun == 0 and store.read(0, 512) is None
+    assert not store.changes.is_dirty
+
+
+def send(connection):
+    """Send what was begun; another thread may not have left its send yet."""
+    if not connection.send_begun():
+        connection.send_left()
+
+
+def call_in_thread(connection, length):
+    """A READ of another thread, which waits for it. Returns (thread, buffer)."""
+    buffer = bytearray(length)
+    thread = threading.Thread(
+        target=connection.call, args=(READ, 0, 0, length, None, memoryview(buffer)), daemon=True
+    )
+    thread.start()
+    return thread, buffer
+
+
+def test_a_thread_that_waits_receives_the_replies_to_begun_requests(peer):
+    """Also one that arrives together with its own and would be in its buffer when it leaves."""
+    store, connection, server = peer()
+    thread, buffer = call_in_thread(connection, 512)
+    own = arrived(server)[0][2]
+    for number in range(2):
+        store.read(512, 512, number)
+    send(connection)
+    first, last = [request[2] for request in arrived(server, 2)]
+    while not connection._has_reader:
+        pass
+    assert connection.receive_ready() == ([], False)
+    server.sendall(
+        data_reply(first, 512, b'1' * 512)
+        + data_reply(own, 0, b'o' * 512)
+        + data_reply(last, 512, b'2' * 512)
+    )
+    thread.join(10)
+    assert not thread.is_alive() and buffer == b'o' * 512
+    outcomes = {each.context: each.outcome() for each in store.given}
+    assert outcomes == {0: b'1' * 512, 1: b'2' * 512}
+    assert connection.receive_ready() == ([], True)
+
+
+def test_a_long_reply_is_left_to_the_thread_that_waits_for_it(peer):
+    store, connection, server = peer()
+    with connection._lock:
+        connection._has_reader = True  # until the other thread sleeps
+    thread, buffer = call_in_thread(connection, 400 << 10)
+    own = arrived(server)[0][2]
+    store.read(0, 512, 'read')
+    send(connection)
+    cookie = arrived(server)[0][2]
+    connection._has_reader = False
+    server.sendall(data_reply(own, 0, b'')[:16] + struct.pack('>IQ', 8 + (400 << 10), 0))
+    assert connection.receive_ready() == ([], False)
+    server.sendall(b'l' * (400 << 10) + data_reply(cookie, 0, b'r' * 512))
+    thread.join(10)
+    assert not thread.is_alive() and buffer == b'l' * (400 << 10)
+    found, _ = connection.receive_ready()
+    assert [each.outcome() for each in store.given + found] == [b'r' * 512]
+
+
+def test_a_server_that_takes_nothing_leaves_the_rest_to_a_thread(peer):
+    store, connection, server = peer()
+    count, data = 100, bytes(range(256)) * 256
+    for number in range(count):
+        store.write(0, data, context=number)
+    assert not connection.send_begun()
+    store.write(0, data, context=count)
+    assert connection.send_begun()  # the thread sends it, too
+    thread = threading.Thread(target=connection.send_left, daemon=True)
+    thread.start()
+    for _ in range(count + 1):
+        receive(server, 28)
+        assert receive(server, len(data)) == data
+    thread.join(10)
+    assert not thread.is_alive()
+    store.read(0, 512)
+    assert connection.send_begun() and len(arrived(server)) == 1
+
+
+def test_a_write_is_in_the_log_before_it_is_acknowledged(peer):
+    store, connection, server = peer()
+    store.write(4096, b'x' * 512, context='write')
+    connection.send_begun()
+    cookie = arrived(server, 1, 512)[0][2]
+    assert not store.changes.is_dirty
+    server.sendall(simple(cookie))
+    assert ended(connection) == {'write': None}
+    assert [each[3:] for each in store.changes.all()] == [(4096, 512, b'x' * 512)]
+
+
+def test_a_write_of_an_earlier_generation_is_done_again(peer):
+    store, connection, server = peer()
+    store.write(0, b'x' * 512, context='write')
+    connection.send_begun()
+    server.sendall(simple(arrived(server, 1, 512)[0][2]))
+    store.changes.begin_generation()
+    assert ended(connection) == {'write': AGAIN}
+    assert not store.changes.is_dirty
+
+
+@pytest.mark.parametrize('is_dirty', [False, True])
+def test_a_durable_write_has_fua_and_is_in_the_log_if_earlier_changes_are(peer, is_dirty):
+    store, connection, server = peer()
+    if is_dirty:
+        store.changes.add(0, WRITE, 0, 0, 512, b'o' * 512)
+    store.write(0, b'x' * 512, True, 'write')
+    connection.send_begun()
+    ((flags, _, cookie, _, _),) = arrived(server, 1, 512)
+    assert flags == numbers.FLAG_FUA
+    server.sendall(simple(cookie))
+    assert ended(connection) == {'write': None}
+    assert len(store.changes) == 2 * is_dirty
+
+
+def test_a_durable_write_fails_after_a_loss(peer):
+    store, connection, server = peer()
+    store.write(0, b'x' * 512, True)
+    connection.send_begun()
+    server.sendall(simple(arrived(server, 1, 512)[0][2]))
+    store.lost = errno.EIO
+    (request,), _ = connection.receive_ready()
+    with pytest.raises(OSError):
+        request.outcome()
+    assert store.write(0, b'x' * 512) is None
+
+
+def test_what_cannot_be_begun_is_left_to_the_verbs(peer, monkeypatch):
+    store, connection, _ = peer(flags=0)
+    assert store.write(0, b'x' * 512, True) is None  # no FUA
+    assert store.read(0, nbd_pipeline.LONGEST_BEGUN + 512) is None
+    assert store.read(SIZE - 512, 1024) is None
+    assert store.read(0, 512) is connection
+    monkeypatch.setattr(nbd_pipeline, 'BUSY', 1)
+    assert store.read(0, 512) is connection  # no second connection is to be had now
+    store._second_after = 0.0
+    assert store.read(0, 512) is None
+    connection.fail('lost')
+    assert store.read(0, 512) is None
