@@ -1,10 +1,13 @@
 """A Ceph cluster of one node for tests: a monitor and one bluestore OSD on a sparse file of 2 GiB, in a
-temporary folder, with cephx, on loopback. It needs Debian's PACKAGES, and is up in about 15 s.
+temporary folder, with cephx, on loopback. It needs Debian's PACKAGES, and is up in about 15 s. Quotas of
+pools need a manager (start_manager; Debian: ceph-mgr; 300 MiB of memory and 15 s more), which counts what
+they have.
 
 An OSD that is paused for 25 s or more does not answer any more afterwards (its read lease has ended and
 there is no peer to renew it), until `ceph osd down 0` makes it start anew: tests pause it for less than 15 s.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -12,13 +15,14 @@ import subprocess
 import sys
 import uuid
 
-from daemon import free_port
+from daemon import eventually, free_port
 
 PROGRAMS = ('ceph-mon', 'ceph-osd', 'ceph', 'rbd', 'monmaptool', 'ceph-authtool')
 PACKAGES = 'ceph-mon ceph-osd ceph-common ceph-base python3-rados python3-rbd'
 #: The interpreter that has python3-rados and python3-rbd.
 PYTHON = '/usr/bin/python3'
-COMMAND_SECONDS = 30
+COMMAND_SECONDS = 120  # on a busy machine; some seconds on an idle one
+MANAGER_SECONDS = 300  # it loads all its modules first: 15 s on an idle machine
 OSD_BYTES = 2 << 30
 #: What an administrator gives the user that targetd has.
 CAPABILITIES = ('mon', 'profile rbd', 'osd', 'profile rbd pool=disks, profile rbd pool=states')
@@ -61,6 +65,10 @@ osd_memory_target = 939524096
 bluestore_block_size = {bytes}
 bluestore_block_create = true
 bluestore_prefer_deferred_size = 0
+[mgr.a]
+mgr_data = {path}/mgr
+mgr_initial_modules =
+mgr_stats_period = 1
 """
 
 
@@ -80,7 +88,7 @@ class Cluster(object):
         self.path, self.address = str(path), address
         self.conf = os.path.join(self.path, 'ceph.conf')
         self.fsid, self.port = str(uuid.uuid4()), free_port(address)
-        self.mon = self.osd = None
+        self.mon = self.osd = self.mgr = None
 
     # -- life --------------------------------------------------------------------------------------
 
@@ -149,6 +157,24 @@ class Cluster(object):
     def start_osd(self):
         self.osd = self._child('ceph-osd', '-i', '0')
 
+    def start_manager(self):
+        """Start ceph-mgr, and wait until it counts."""
+        os.makedirs(self.path + '/mgr', exist_ok=True)
+        self.command('auth', 'get-or-create', 'mgr.a', 'mon', 'allow profile mgr', 'osd', 'allow *',
+                     'mds', 'allow *', '-o', self.path + '/mgr.a.keyring')  # fmt: skip
+        self.mgr = self._child('ceph-mgr', '-i', 'a')
+        eventually(lambda: self.used('disks'), MANAGER_SECONDS, 'what ceph-mgr has counted')
+
+    def used(self, pool):
+        """The bytes that a pool has, as ceph-mgr has counted them; 0 without one."""
+        pools = json.loads(self.command('df', '--format', 'json'))['pools']
+        return sum(each['stats']['stored'] for each in pools if each['name'] == pool)
+
+    def flags(self, pool):
+        """The flags of a pool, a list of words."""
+        pools = json.loads(self.command('osd', 'dump', '--format', 'json'))['pools']
+        return next(each['flags_names'].split(',') for each in pools if each['pool_name'] == pool)
+
     def _child(self, program, *words):
         return subprocess.Popen(
             (program, '-f', '-c', self.conf) + words,
@@ -159,11 +185,11 @@ class Cluster(object):
 
     def stop(self):
         """End the daemons; their data is not needed any more."""
-        for process in (self.osd, self.mon):
+        for process in (self.mgr, self.osd, self.mon):
             if process is not None:
                 process.kill()
                 process.wait()
-        self.osd = self.mon = None
+        self.mgr = self.osd = self.mon = None
 
     def __enter__(self):
         try:

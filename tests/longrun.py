@@ -1,7 +1,8 @@
 """Long runs of checks of which the tests do some seconds: python -m tests.longrun NAME.
 
-  ceph        images of a Ceph cluster of one node with libiscsi's suite, and servers that are killed or
-              suspended under load and replaced, again and again (needs Debian's Ceph packages)
+  ceph        images of a Ceph cluster of one node with libiscsi's suite, a pool at its quota, the resource
+              agent, and servers that are killed or suspended under load and replaced, again and again
+              (root only; needs Debian's Ceph packages, ceph-mgr, resource-agents and libxml2-utils)
   kills       workers and the master are killed with SIGKILL while sessions write and verify
   floods      strangers flood the portal while honest clients log in, which are timed (root only)
   distance    reads and writes of targetd, tgt and LIO at a round trip of 100 ms, with and without losses,

@@ -14,7 +14,7 @@ import os
 from collections import deque, namedtuple
 
 from targetd.errors import Standby, StoreError
-from targetd.master.exports import open_medium, unit_identity
+from targetd.master.exports import open_medium, rbd_export, unit_identity
 from targetd.master.processes import jobs
 
 #: Files that one job opens: their descriptors must fit into one message of the channel.
@@ -130,7 +130,15 @@ class OpenBatch(object):
                 lambda: open_medium.open_medium(*arguments),
                 lambda answer: self._answered(target, lun, answer),
                 kept,
+                self._seconds(key, lun),
             )
+
+    def _seconds(self, key, lun):
+        """The time limit of the job for this LUN; None: the usual one."""
+        if not rbd_export.is_image(lun.backing_store):
+            return None
+        is_ordered = key in self.exports.units.replication.state.ordered
+        return rbd_export.JOB_SECONDS if is_ordered else None
 
     def open_stores(self):
         """Returns all open stores: those of served units and those that this batch has opened."""

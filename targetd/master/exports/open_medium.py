@@ -280,7 +280,8 @@ def _open_store(lun, path, held, plan_only, is_served, image, state):
         description['kind'] = lun.type
     if rbd_export.is_image(path):
         ceph = rbd_export.place_of(lun, state.path)
-        return rbd_export.open_image(description, held, plan_only, ceph), None
+        seconds = rbd_export.ORDERED_SECONDS if state.ordered else rbd_export.OPEN_SECONDS
+        return rbd_export.open_image(description, held, plan_only, ceph, seconds), None
     if path is not None and uri.is_uri(path):
         return nbd_export.open_export(description, held, plan_only), None
     grows = path is not None and os.path.isfile(path)

@@ -20,6 +20,10 @@ from targetd.store.store_request import StoreRequest
 
 KIND = 'rbd'  # of OpenedStore.image
 OPEN_SECONDS = 8.0
+#: The same by order (targetdctl takeover), which is not repeated by itself: a busy host may need this long.
+ORDERED_SECONDS = 20.0
+#: Limit of the job for an order: for fence(), _look(), and the state before each of them.
+JOB_SECONDS = 50.0
 MEMORY_BYTES = 4096
 
 
@@ -40,10 +44,10 @@ def place_of(lun, state_dir):
     }
 
 
-def open_image(description, held, plan_only, ceph):
+def open_image(description, held, plan_only, ceph, seconds=OPEN_SECONDS):
     """Returns the OpenedStore of an image. description: as for store.open_store; held: OpenedStores of the
-    same image; plan_only: the image is not locked, and no keeper is started; ceph: from place_of(). Raises
-    StoreError."""
+    same image; plan_only: the image is not locked, and no keeper is started; ceph: from place_of(); seconds:
+    limit until it is open. Raises StoreError."""
     wanted = StoreRequest(dict(description, kind=nbd_export.KIND))
     if uri.parse_uri(wanted.path).snapshot and not wanted.read_only:
         raise StoreError(
@@ -55,7 +59,7 @@ def open_image(description, held, plan_only, ceph):
                 return nbd_export.shared(wanted, store, plan_only)
     memory = compat.memory_file('targetd-rbd', MEMORY_BYTES)
     try:
-        facts = _look(wanted, ceph, memory, plan_only)
+        facts = _look(wanted, ceph, memory, plan_only, seconds)
         if plan_only:
             os.close(memory)
             return OpenedStore(facts, None, nbd_export.key_of(wanted.path))
@@ -72,7 +76,8 @@ def fence(path, ceph):
     place_of(). Raises StoreError."""
     memory = compat.memory_file('targetd-rbd', MEMORY_BYTES)
     try:
-        _serve_once(path, rbd_process.RbdServer(path, ceph, False, memory, fences=True))
+        server = rbd_process.RbdServer(path, ceph, False, memory, fences=True)
+        _serve_once(path, server, ORDERED_SECONDS)
     finally:
         os.close(memory)
 
@@ -89,18 +94,18 @@ def start(path, offered, read_only, memory, ceph, is_again):
     return start_keeper(None, offered, read_only, memory, make_server)
 
 
-def _look(wanted, ceph, memory, plan_only):
+def _look(wanted, ceph, memory, plan_only, seconds):
     """Returns the facts of the image, which is served for a moment. Raises StoreError."""
     server = rbd_process.RbdServer(wanted.path, ceph, wanted.read_only, memory, is_plan=plan_only)
-    export = _serve_once(wanted.path, server)
+    export = _serve_once(wanted.path, server, seconds)
     facts = nbd_export.facts_of(wanted, export, True, KIND)
     return dict(facts, ceph=ceph, acknowledges_durable=True)
 
 
-def _serve_once(path, server):
+def _serve_once(path, server, seconds):
     """Returns the handshake.Export of an RbdServer, and stops it. Raises StoreError."""
     try:
-        sock, export = server.connect(None, OPEN_SECONDS)
+        sock, export = server.connect(None, seconds)
         nbd_connecting.disconnect(sock)
         for note in server.notes:
             log.warning('%s: %s', path, note)

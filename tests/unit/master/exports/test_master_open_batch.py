@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from targetd.errors import StoreError
-from targetd.master.exports import open_batch
+from targetd.master.exports import open_batch, rbd_export
 from targetd.master.exports.open_batch import (
     FILES_PER_JOB,
     MEMORY_DISKS_PER_JOB,
@@ -125,3 +125,17 @@ def test_memory_disks_are_opened_together():
     """A server may have thousands of them, and each job is a process."""
     groups = grouped_by_directory(wanted('/a/1', *[''] * (MEMORY_DISKS_PER_JOB + 1)))
     assert sorted(map(len, groups)) == [1, 1, MEMORY_DISKS_PER_JOB]
+
+
+@pytest.mark.parametrize(
+    'path, ordered, seconds',
+    [
+        ('rbd:disks/one', {(DISK.name, 0)}, rbd_export.JOB_SECONDS),
+        ('rbd:disks/one', set(), None),
+        ('/a/1', {(DISK.name, 0)}, None),
+    ],
+)
+def test_a_takeover_of_a_ceph_image_has_time_for_all_its_steps(exports, path, ordered, seconds):
+    exports.units.replication.state = SimpleNamespace(ordered=ordered)
+    OpenBatch(exports, wanted(path), lambda outcomes: None).open_all()
+    assert [each[2] for each in exports.jobs.submitted] == [seconds]
