@@ -165,6 +165,12 @@ class Cluster(object):
         self.mgr = self._child('ceph-mgr', '-i', 'a')
         eventually(lambda: self.used('disks'), MANAGER_SECONDS, 'what ceph-mgr has counted')
 
+    def stop_manager(self):
+        """End ceph-mgr; nothing is counted any more."""
+        self.mgr.kill()
+        self.mgr.wait()
+        self.mgr = None
+
     def used(self, pool):
         """The bytes that a pool has, as ceph-mgr has counted them; 0 without one."""
         pools = json.loads(self.command('df', '--format', 'json'))['pools']

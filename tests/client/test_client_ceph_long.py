@@ -57,17 +57,32 @@ def test_no_test_of_libiscsis_suite_fails_on_an_image(image, daemon):
 # -- a quota ---------------------------------------------------------------------------------------
 
 
-def test_a_pool_at_its_quota_refuses_new_blocks_until_it_has_room(ceph, image, daemon, ready):
-    """ceph-mgr counts what the pool has, and the monitor sets the flags of the pool some seconds later."""
+@pytest.fixture
+def quota(ceph):
+    """quota(bytes) sets that of the pool `disks`; at the end it has none, and no ceph-mgr runs."""
     clients.need('ceph-mgr')
+
+    def set_quota(size):
+        ceph.command('osd', 'pool', 'set-quota', 'disks', 'max_bytes', str(size))
+
+    ceph.start_manager()
+    yield set_quota
+    set_quota(0)
+    waited(lambda: 'full_quota' not in ceph.flags('disks'), 'the pool with room')
+    ceph.stop_manager()
+
+
+def test_a_pool_at_its_quota_refuses_new_blocks_until_it_has_room(
+    ceph, image, quota, daemon, ready
+):
+    """ceph-mgr counts what the pool has, and the monitor sets the flags of the pool some seconds later."""
     image(256)
     start(daemon)
     session = ready(daemon)
     for place in range(16):
         session.write(place * 2048, pattern(place, MIB))
-    session.logout()  # the test's initiator answers no pings while it waits
-    ceph.start_manager()
-    ceph.command('osd', 'pool', 'set-quota', 'disks', 'max_bytes', str(8 * MIB))
+    session.logout()  # the test's initiator answers no pings while the test waits
+    quota(8 * MIB)
     seconds = waited(lambda: 'full_quota' in ceph.flags('disks'), 'the flag of the pool')
     clients.SUMMARY.append('quota of a pool: %.1f s until it was found to be reached' % seconds)
     session = ready(daemon)
@@ -77,9 +92,9 @@ def test_a_pool_at_its_quota_refuses_new_blocks_until_it_has_room(ceph, image, d
     assert session.read(2048, 8) == pattern(1, MIB)[:4096]
     session.write(2048, pattern(99, 4096))  # these blocks are there
     assert session.run(SYNCHRONIZE).good()
-    assert daemon.units()[0]['state'] == 'ready'
+    assert 'ENOSPC' in daemon.units()[0]['state']  # degraded, until it is acknowledged
     session.logout()
-    ceph.command('osd', 'pool', 'set-quota', 'disks', 'max_bytes', '0')
+    quota(0)
     seconds = waited(lambda: 'full_quota' not in ceph.flags('disks'), 'the pool with room')
     clients.SUMMARY.append('quota of a pool: %.1f s until it was found to be raised' % seconds)
     session = ready(daemon)
@@ -90,9 +105,9 @@ def test_a_pool_at_its_quota_refuses_new_blocks_until_it_has_room(ceph, image, d
 
 def waited(question, what):
     """Wait; returns how many seconds it took."""
-    start = time.monotonic()
+    began = time.monotonic()
     eventually(question, 300, what)
-    return time.monotonic() - start
+    return time.monotonic() - began
 
 
 # -- the network of one server is cut --------------------------------------------------------------
@@ -223,11 +238,11 @@ class Node(object):
 
 
 @pytest.fixture
-def nodes(ceph, daemon, tmp_path_factory):
+def nodes(ceph, daemon, request, tmp_path_factory):
     """Two Nodes for one image, whose state is in the pool `states`."""
     for program in ('ocf-tester', 'xmllint', 'unshare'):
         clients.need(program)
-    rows = ceph.image('agent', 64) + ['unit-state = rados:states']
+    rows = ceph.image(request.node.name, 64) + ['unit-state = rados:states']
     with watched(tmp_path_factory.mktemp('second')) as second:
         made = []
         for each in (daemon, second):
