@@ -7,6 +7,8 @@ import os
 import pytest
 from source_tree import PACKAGE, complaints, python_files, read
 
+pytestmark = pytest.mark.source
+
 ROOMS_WITH_ANNOTATIONS = ('iscsi', 'scsi', 'store')
 
 FILES = [

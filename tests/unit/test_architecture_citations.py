@@ -7,6 +7,8 @@ import re
 import pytest
 from source_tree import PACKAGE, ROOT, complaints, python_files, read
 
+pytestmark = pytest.mark.source
+
 TEXT = read(os.path.join(ROOT, 'ARCHITECTURE.md'))
 
 #: `worker/main.py: Worker.ask_change` or `channel.py`

@@ -1,6 +1,9 @@
 """The committed table of clauses and tests is rendered from the markers."""
 
 import clauses
+import pytest
+
+pytestmark = pytest.mark.source
 
 STANDARDS = {'RFC 7143', 'RFC 7144', 'SAM-5', 'SPC-4', 'SBC-3'}
 

@@ -19,6 +19,8 @@ from source_tree import (
     read,
 )
 
+pytestmark = pytest.mark.source
+
 FILES = python_files('targetd')
 
 #: Standard and third-party modules that only some modules may import: module -> the packages, base

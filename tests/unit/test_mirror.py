@@ -4,7 +4,10 @@ that names existing test files."""
 import os
 import re
 
+import pytest
 from source_tree import PACKAGE, ROOT, python_files, read
+
+pytestmark = pytest.mark.source
 
 TESTS = os.path.join(ROOT, 'tests')
 ROW = re.compile(r'^\| `([a-z0-9_.]+)` \| (`.*`) \|$', re.M)

@@ -9,6 +9,8 @@ import tokenize
 import pytest
 from source_tree import ROOT, complaints, python_files, read
 
+pytestmark = pytest.mark.source
+
 FILES = python_files('targetd', 'tests')
 THIS = os.path.abspath(__file__)
 

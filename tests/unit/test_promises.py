@@ -6,6 +6,8 @@ import re
 import pytest
 from source_tree import ROOT, python_files, read
 
+pytestmark = pytest.mark.source
+
 TESTS = os.path.join(ROOT, 'tests')
 
 

@@ -7,6 +7,8 @@ import sys
 import pytest
 from source_tree import PACKAGE, complaints, python_files, read
 
+pytestmark = pytest.mark.source
+
 FILES = python_files('targetd', 'tests')
 SOURCE = python_files('targetd')
 

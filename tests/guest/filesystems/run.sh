@@ -2,6 +2,9 @@
 # them, logs out and in, checks and compares.
 set -e
 . /job/common.sh
+say "what would be served"
+cp /job/targetd.conf /tmp/tried.conf; chmod 600 /tmp/tried.conf
+(cd / && python3 -m targetd -t -c /tmp/tried.conf)
 start_targetd /job/targetd.conf
 start_iscsid
 say discovery

@@ -15,6 +15,8 @@ from source_tree import PACKAGE, ROOT, python_files, read
 from targetd.admin import commands
 from targetd.config import acl, model, settings, tgt_settings
 
+pytestmark = pytest.mark.source
+
 APPLYING = ('config/acl.py', 'config/lun_maps.py', 'config/sharing_rules.py')
 DISPLAYING = (
     'master/control/control.py',
