@@ -11,7 +11,7 @@ import shutil
 import sys
 
 from targetd import __version__
-from targetd.admin import capture, local, secret_input, windows
+from targetd.admin import secret_input, windows
 from targetd.admin.command_rows import described, is_selector
 from targetd.admin.commands import TABLE, name_of
 from targetd.admin.protocol import SOCKET_PATH, connect, default_socket, send_request
@@ -310,8 +310,13 @@ def run_command(parsed):
     """Execute the parsed command and print the reply; returns the exit code. Raises TargetdError."""
     row = parsed.row
     if row.local:
+        # slow to load, and most commands do without
+        from targetd.admin import local
+
         reply = local.ANSWERS[row.words](parsed)
     elif row.streams:
+        from targetd.admin import capture  # slow to load, too
+
         reply = capture.ANSWERS[row.words](parsed)
     else:
         reply = send_request(
