@@ -108,7 +108,8 @@ def test_a_member_of_the_control_group_may_look_and_with_full_access_change(daem
     daemon.target()
     daemon.start()
     code = (
-        'import os, sys; sys.path.insert(0, %r); import targetd.admin.cli as c; '
+        # who is no longer root may not be able to read the checkout
+        'import os, sys; sys.path.insert(0, %r); import targetd.admin.cli as c, targetd.admin.local; '
         'os.setgroups(eval(sys.argv[1])); os.setgid(65534); os.setuid(65534); sys.exit(c.main(sys.argv[2:]))'
     ) % ROOT
 
