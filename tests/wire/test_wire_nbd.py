@@ -6,7 +6,8 @@ import struct
 import psutil
 import pytest
 from daemon import TARGET, eventually
-from initiator import LoginFailed, pattern
+from initiator import ABORT_TASK, LoginFailed, pattern
+from initiator import LOGICAL_UNIT_RESET as LUN_RESET
 from nbd_peer import FLAGS, Peer
 
 from targetd.errors import EXIT_NOT_DURABLE
@@ -433,3 +434,44 @@ def test_pre_fetch_asks_the_server_to_cache(daemon, ready, tmp_path):
     session.logout()
     daemon.stop()
     peer.close()
+
+
+def test_short_and_long_commands_at_the_same_time(nbdkit, daemon, ready):
+    """Short ones need no thread, long ones have one, which may receive the replies to all."""
+    serve(daemon, nbdkit('memory', '64M'))
+    daemon.start()
+    session = ready(daemon)
+    data = pattern(11, 4 * MIB)
+    for start in range(0, len(data), MIB):
+        session.write(start // 512, data[start : start + MIB])
+    for turn in range(6):
+        sent = []
+        for number in range(40):
+            blocks = (1, 8, 128, 520, 2048)[(number + turn) % 5]
+            lba = number * 131 % (4 * MIB // 512 - blocks)
+            cdb = struct.pack('>BBIBHB', 0x28, 0, lba, 0, blocks, 0)
+            sent.append((lba * 512, blocks * 512, session.submit(cdb, read=blocks * 512)))
+        for start, length, command in sent:
+            result = session.wait(command)
+            assert result.good() and result.data == data[start : start + length]
+
+
+@pytest.mark.parametrize('function', [ABORT_TASK, LUN_RESET])
+def test_commands_in_flight_are_aborted_while_the_server_hangs(nbdkit, daemon, ready, function):
+    server = nbdkit('memory', '64M')
+    serve(daemon, server)
+    daemon.start()
+    daemon.expected_trouble.append('aborted command|hanging|has not returned|have returned|BUSY')
+    session = ready(daemon)
+    session.write(0, pattern(1, 4096))
+    server.pause()
+    read = struct.pack('>BBIBHB', 0x28, 0, 0, 0, 8, 0)
+    sent = [session.submit(read, read=4096) for _ in range(4)]
+    task = sent[0] if function == ABORT_TASK else None
+    assert session.manage(function, 0, task) == 0
+    server.resume()
+    if function == ABORT_TASK:
+        for command in sent[1:]:
+            assert session.wait(command).data == pattern(1, 4096)
+    session.clear_attentions(0)
+    assert session.read(0, 8) == pattern(1, 4096)
