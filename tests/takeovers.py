@@ -9,7 +9,8 @@ afterwards. At the end the file is read directly.
 
 What a stopped server had received before is not tested: it may execute that when it goes on, until it has
 looked who holds the state. So the writers are between two commands when a server is stopped. Only a fence
-(power, the network, the disk's own reservations) excludes that.
+(power, the network, the disk's own reservations) excludes that: with one (Takeovers.has_fence) the writers do
+not pause.
 """
 
 import os
@@ -178,8 +179,8 @@ class Multipath(object):
                 time.sleep(0.05)
             elif result.status == 0x02 and result.key[0] in (6, 0xB):
                 pass  # UNIT ATTENTION, ABORTED COMMAND
-            elif result.status == 0x02 and result.key == (2, 0x04, 0x0B):
-                self._switch()
+            elif result.status == 0x02 and result.key in ((2, 0x04, 0x0B), (2, 0x04, 0x0A)):
+                self._switch()  # in standby, or about to be
             elif result.status == 0x02 and result.key == (5, 0x25, 0):
                 self._fail()  # the LUN is coming or going
             else:
@@ -290,7 +291,11 @@ class Writer(threading.Thread):
 
 class Takeovers(object):
     """The run. Needs root, for loop devices: two of them on one file are one disk in two hosts. With
-    direct-io nothing stays in the page cache of a server that is gone."""
+    direct-io nothing stays in the page cache of a server that is gone. A subclass can have other disks."""
+
+    has_fence = False
+    target_lines = ()
+    lun_lines = ('allow-in-use = yes', 'direct-io = yes')
 
     def __init__(self, directory):
         self.directory = str(directory)
@@ -307,26 +312,28 @@ class Takeovers(object):
     def set_up(self):
         """Raises OSError without loop devices."""
         for number in (1, 2):
-            self.devices.append(self._loop_device())
+            self.devices.append(self.attach_disk())
             directory = os.path.join(self.directory, 'server-%d' % number)
             os.makedirs(directory, exist_ok=True)
             daemon = Daemon(directory)
             daemon.text.server.update({'server-id': SERVER_ID, 'stop-timeout': '2'})
             daemon.text.groups = {number: daemon.text.groups.pop(1)}
             lines = ('initiator-address = ALL', 'partner-groups = %d' % (3 - number))
+            lines += self.target_lines
             lun = [
                 'backing-store = %s' % self.devices[-1],
                 'unit-state = %s' % os.path.join(self.directory, 'state'),
-                'allow-in-use = yes',
-                'direct-io = yes',
                 # the identity must not come from the name of the loop device
                 'naa = 60014053aabbccddeeff001122334455',
                 'scsi-sn = pair-0001',
             ]
+            lun += self.lun_lines
             daemon.target(TARGET, luns={0: lun}, lines=lines, group=str(number))
             self.daemons.append(daemon)
             self.relays.append(Relay(daemon.address))
         self.daemons[0].start()
+        if self.target_lines:
+            self.daemons[0].control('takeover', TARGET)
         self.wait_for(lambda: self.daemons[0].units()[0]['state'] == 'ready', 'the first server')
         self.daemons[1].start()
         addresses = [relay.address for relay in self.relays]
@@ -338,7 +345,8 @@ class Takeovers(object):
             writer.may_go.set()
             writer.start()
 
-    def _loop_device(self):
+    def attach_disk(self):
+        """Returns the path of the disk as the next server sees it."""
         command = ['losetup', '--show', '--direct-io=on', '-f', self.image]
         ran = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         if ran.returncode:
@@ -357,15 +365,18 @@ class Takeovers(object):
                 writer.join(90)
         for daemon in self.daemons:
             if daemon.process is not None:
-                self._signal(daemon, signal.SIGCONT)
+                self.signal(daemon, signal.SIGCONT)
                 daemon.kill()
         for relay in self.relays:
             relay.close()
+        self.detach_disks()
+
+    def detach_disks(self):
         for device in self.devices:
             subprocess.call(['losetup', '-d', device])
 
     @staticmethod
-    def _signal(daemon, number):
+    def signal(daemon, number):
         """To the master and all its processes."""
         try:
             master = psutil.Process(daemon.process.pid)
@@ -404,8 +415,9 @@ class Takeovers(object):
             relay.cut()
         elif how == 'stopped':
             for writer in self.writers:
-                writer.pause()
-            self._signal(daemon, signal.SIGSTOP)
+                if not self.has_fence:
+                    writer.pause()
+            self.signal(daemon, signal.SIGSTOP)
         else:
             daemon.control('standby', TARGET)
 
@@ -415,7 +427,7 @@ class Takeovers(object):
         elif how == 'cut off':
             relay.repair()
         elif how == 'stopped':
-            self._signal(daemon, signal.SIGCONT)
+            self.signal(daemon, signal.SIGCONT)
 
     def _wait_for_writes(self, path, since=0.0):
         """Wait until every writer has had a write acknowledged on this path; returns when the first was."""

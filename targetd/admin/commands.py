@@ -67,6 +67,7 @@ TABLE = (
                               ('read_only', 'READ-ONLY', 'yes-no', WIDE),
                               ('encrypted', 'ENCRYPTED', 'yes-no', WIDE),
                               ('reserved_by', 'RESERVED-BY', 'text', WIDE),
+                              ('fence', 'FENCE', 'text', WIDE),
                               ('errors', 'ERRORS'), ('sessions', 'SESSIONS')),
              empty='no logical unit is configured'),
     command('show errors', 'list the errors of a medium and its bad blocks',

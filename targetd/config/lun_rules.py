@@ -24,6 +24,7 @@ def contradictions(lun, stores, unusable):
         + _tape(lun)
         + _passthrough(lun, stores)
         + _unit_state(lun)
+        + _fence(lun)
         + _nbd(lun, stores)
         + (of_image(lun, lun.type) if lun.type in IMAGES else [])
         + _encryption(lun)
@@ -153,6 +154,31 @@ def _passthrough(lun, stores):
         )
         for setting, is_written, why in refused
         if is_written
+    ]
+
+
+def _fence(lun):
+    """What cannot be fenced by the reservations of a disk."""
+    if lun.fence != 'reservations':
+        return []
+    refused = (
+        (
+            not lun.unit_state,
+            'without unit-state no other server serves the disk',
+            'write unit-state',
+        ),
+        (lun.readonly, 'a LUN that is readonly writes nothing', 'remove one of the two'),
+        (lun.type not in ('auto', 'block'), 'its type is %s' % lun.type, 'write type = block'),
+        (
+            uri.is_uri(lun.backing_store or ''),
+            'it is not a disk of this host',
+            'write fence = auto',
+        ),
+    )
+    return [
+        ('fence', 'lun %d has fence = reservations, but %s' % (lun.number, text), remedy)
+        for is_wrong, text, remedy in refused
+        if is_wrong
     ]
 
 

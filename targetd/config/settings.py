@@ -602,6 +602,21 @@ LUN = (
          'certain all the same, before a takeover, that it does not write to the disk any more (an image '
          'rbd:… is taken from it by the cluster). The journal of atomic-writes is in the directory, too.',
          '/srv/disks/state'),
+    _lun('fence', kinds.Choice('auto', 'reservations', 'none'), 'auto', NEEDS_LOGOUT,
+         'What keeps the other server of a pair (unit-state) from writing to a disk that both see. '
+         'reservations: the SCSI-3 persistent reservations of the disk; auto: these, if it has them; none: '
+         'they are not used.',
+         'The server that holds the state registers a key of its own with the disk, on all paths of a '
+         'multipath map, and reserves it (Write Exclusive - Registrants Only, through a loss of power if the '
+         'disk can do that). A takeover removes the key of the other server and aborts its commands '
+         '(PREEMPT AND ABORT) before the state is loaded, so the disk refuses what that server writes late. '
+         'The disk is written past the page cache then, as with direct-io. "targetdctl standby" removes key '
+         'and reservation (order it before you write none); a server that stops keeps them. reservations '
+         'refuses a disk that has none, or is no SCSI disk. With auto and none, files, NVMe disks, DRBD '
+         'and disks without reservations are opened exclusively on this host only: make certain that the '
+         'other server does not write. An image rbd:… needs no setting: the cluster is the fence. The '
+         'reservations of initiators are apart: they '
+         'are kept in the state.'),
     _lun('allow-backing-file', kinds.Listed(kinds.Path()), (), NEEDS_LOGOUT,
          'Directories whose files a disk image may name: backing files, data files of qcow2, VMDK extents.',
          'Not written: an image that names another file is not served, since who could write the image has '

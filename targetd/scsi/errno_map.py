@@ -28,6 +28,10 @@ NO_RESOURCES = (ABORTED_COMMAND, 0x55, 0x03)
 SPACE = (DATA_PROTECT, 0x27, 0x07)
 PROTECTED = (DATA_PROTECT, 0x27, 0x00)
 NO_MEDIUM = (NOT_READY, 0x3A, 0x00)
+# ASYMMETRIC ACCESS STATE TRANSITION: initiators repeat the command, on another path if they have one
+TRANSITION = (NOT_READY, 0x04, 0x0A)
+#: The errno of a disk that another server has taken over (store.fenced).
+FENCED = errno.EKEYREVOKED
 
 #: {errno: (sense of a read, sense of a write)}; every other errno is INTERNAL.
 # fmt: off
@@ -58,6 +62,7 @@ ROWS = {
     errno.EROFS: (PROTECTED, PROTECTED),
     errno.EPERM: (PROTECTED, PROTECTED),
     errno.EACCES: (PROTECTED, PROTECTED),
+    FENCED: (TRANSITION, TRANSITION),
 }
 # fmt: on
 

@@ -25,8 +25,10 @@ LONGEST_NAME = 223  # of an initiator, in bytes (RFC 7143 4.2.7.1)
 RESTRICTIONS = NONE, READ_ONLY, OFFLINE = ('', 'read-only', 'offline')
 
 #: Errnos after which `on-error` does nothing, because the medium itself is not at fault: no space, no
-#: memory, no permission to write.
-_HARMLESS = frozenset((errno_map.NO_RESOURCES, errno_map.SPACE, errno_map.PROTECTED))
+#: memory, no permission to write, or another server has the disk.
+_HARMLESS = frozenset(
+    (errno_map.NO_RESOURCES, errno_map.SPACE, errno_map.PROTECTED, errno_map.TRANSITION)
+)
 
 
 class RefusedBeforeWrite(OSError):
@@ -43,6 +45,12 @@ def is_counted(error: OSError) -> bool:
     """False if the error only means that the store was closed during the command, or that the write did
     not reach the medium."""
     return error.errno != errno.EBADF and not isinstance(error, RefusedBeforeWrite)
+
+
+def is_loss(error: OSError) -> bool:
+    """False if a failed flush lost nothing, because another server has the disk, which is written past the
+    page cache."""
+    return error.errno != errno_map.FENCED
 
 
 def is_of_the_medium(number: int) -> bool:

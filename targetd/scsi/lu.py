@@ -540,7 +540,7 @@ class LogicalUnit(object):
         return medium_errors.write_failure(self, error, task)
 
     def _report_failure(self, verb: str, error: OSError) -> None:
-        if not self._failure_reported:
+        if not self._failure_reported and faults.is_loss(error):
             self._failure_reported = True
             self.services.data_lost('%s failed: %s' % (verb, error.strerror or error))
 

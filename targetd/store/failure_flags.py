@@ -18,7 +18,7 @@ import fcntl
 import mmap
 import os
 import time
-from typing import Tuple
+from typing import FrozenSet, Tuple
 
 from .. import compat
 from .base import failure, wait_for_lock
@@ -94,34 +94,40 @@ def is_in_doubt(number: int) -> bool:
     return _memory[_DOUBT + number] != 0
 
 
-def sync(descriptor: int, number: int, is_shared: bool, ends_doubt: bool = False) -> None:
+def sync(
+    descriptor: int,
+    number: int,
+    is_shared: bool,
+    ends_doubt: bool = False,
+    harmless: FrozenSet[int] = HARMLESS,
+) -> None:
     """Make durable what any process wrote to the medium; set the flag if that fails. Raises OSError,
     also if the flag was set by another process.
 
     is_shared: other processes flush through the same open file description, so the kernel would
     report an error to one of them only: they take turns. ends_doubt: this is the flush for which the
-    others wait while the medium is in doubt.
+    others wait while the medium is in doubt. harmless: errnos that do not mean a loss of data.
     """
     if is_shared or not compat.HAS_ERROR_PER_DESCRIPTION:
-        _sync_in_turn(descriptor, number)
+        _sync_in_turn(descriptor, number, harmless)
     else:
-        _sync(descriptor, number)
+        _sync(descriptor, number, harmless)
     while is_in_doubt(number) and not (ends_doubt or is_set(number)):
         time.sleep(DOUBT_SECONDS)
     if is_set(number):
         raise failure(errno.EIO)  # errno is not harmless: the caller's store has lost data, too
 
 
-def _sync(descriptor, number):
+def _sync(descriptor, number, harmless):
     try:
         os.fdatasync(descriptor)
     except OSError as e:
-        if e.errno not in HARMLESS:
+        if e.errno not in harmless:
             set_flag(number)
         raise
 
 
-def _sync_in_turn(descriptor, number):
+def _sync_in_turn(descriptor, number, harmless):
     """The lock is a POSIX lock, because it must exclude processes that share one file description."""
     wait_for_lock(descriptor, 1, TURN)
     try:
@@ -129,7 +135,7 @@ def _sync_in_turn(descriptor, number):
             set_flag(number)
         if number != NO_FLAG:
             _memory[_FLUSHING + number] = 1
-        _sync(descriptor, number)
+        _sync(descriptor, number, harmless)
         _memory[_FLUSHING + number] = 0
     except OSError:
         _memory[_FLUSHING + number] = 0

@@ -1,7 +1,7 @@
 """An open medium in the process that claimed it, and how a worker process makes a Store from its
 description and descriptor.
 
-Imports base, failure_flags, linux, nbd_line, filters, filter_settings, encrypting, guarding, tape,
+Imports base, failure_flags, linux, nbd_line, fenced, filters, filter_settings, encrypting, guarding, tape,
 undoing and the classes of stores.
 """
 
@@ -12,6 +12,7 @@ from . import failure_flags, filters, linux, nbd_line
 from .base import Capabilities, Store
 from .block import BlockStore
 from .encrypting import Encrypting
+from .fenced import Fenced
 from .file import FileStore
 from .filter_settings import stack_filters
 from .guarding import Guarded
@@ -69,6 +70,22 @@ class OpenedStore(object):
         if name.startswith('_') or name not in self._facts:
             raise AttributeError(name)
         return self._facts[name]
+
+    @property
+    def fence(self) -> str:
+        """The key (hex digits) with which this server has reserved the disk; '' if it has not."""
+        return str(self._facts.get('fence') or '')
+
+    @property
+    def fenced_by(self) -> str:
+        """What keeps another server from writing to the medium, in words; '' if nothing does."""
+        if self.fence:
+            return 'the reservation of its disk (key 0x%s)' % self.fence
+        return 'the Ceph cluster' if self._facts.get('ceph') else ''
+
+    def set_fence(self, key: str) -> None:
+        """The disk is reserved with this key (hex digits)."""
+        self._facts['fence'] = key
 
     @property
     def physical_block_size(self) -> int:
@@ -172,6 +189,8 @@ def from_descriptor(
         store.claim = claim
         if description['kind'] == 'passthrough':  # it has no blocks that the others could act on
             return store
+        if description.get('fence'):
+            store = Fenced(store)
         if sleep is not None:
             store = Sleeping(store, sleep)
         if journal is not None:

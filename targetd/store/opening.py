@@ -82,6 +82,12 @@ def _open_error(wanted, error):
             '%s is in use: mounted, or part of a RAID, an LVM group or a multipath map, or served by another '
             'program; "lsblk %s" shows by which; free it, or name another disk' % (path, path)
         )
+    is_drbd = os.path.basename(os.path.realpath(path)).startswith('drbd')
+    if number == errno.EMEDIUMTYPE or (number == errno.EROFS and is_drbd and not wanted.read_only):
+        return StoreError(
+            '%s is secondary on this host; make the DRBD resource secondary on the other one, then primary '
+            'here ("drbdadm primary")' % path
+        )
     if number == errno.EROFS or (
         number in (errno.EACCES, errno.EPERM) and not wanted.read_only and os.access(path, os.R_OK)
     ):

@@ -51,6 +51,10 @@ class PosixStore(FlushingStore):
         self._flag = description.get('flag') or failure_flags.NO_FLAG
         self._is_shared = bool(description.get('is_shared'))
         self._ends_doubt = bool(description.get('ends_doubt'))
+        # no data is in the page cache of a fenced disk, so a flush that it refuses has lost none
+        self._harmless = failure_flags.HARMLESS.union(
+            [errno.EBADE] if description.get('fence') else []
+        )
         if self.direct:
             access = DirectAccess(descriptor, description.get('direct_alignment') or 4096)
             self._replace_verb('read', access.read)
@@ -148,9 +152,11 @@ class PosixStore(FlushingStore):
 
     def _flush_medium(self):
         try:
-            failure_flags.sync(self.descriptor, self._flag, self._is_shared, self._ends_doubt)
+            failure_flags.sync(
+                self.descriptor, self._flag, self._is_shared, self._ends_doubt, self._harmless
+            )
         except OSError as e:
-            if e.errno not in failure_flags.HARMLESS:
+            if e.errno not in self._harmless:
                 self.lost = e.errno
             raise
 

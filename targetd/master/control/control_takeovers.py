@@ -27,12 +27,7 @@ class TakeoverAnswers(object):
 
         def take_over_and_reply(reply):
             def done(served, failures):
-                text = 'target %s: %s' % (
-                    found.name,
-                    'LUN %s is served' % ', '.join(map(str, served))
-                    if served
-                    else 'no LUN is served',
-                )
+                text = 'target %s: %s' % (found.name, served_text(served))
                 if failures:
                     reply(commands.reply_error('; '.join([text] + failures)))
                 else:
@@ -61,6 +56,27 @@ class TakeoverAnswers(object):
             self.takeovers.stand_by(found, done)
 
         return stand_by_and_reply
+
+
+def served_text(served):
+    """What is said of a takeover. served: {LUN: its Unit}."""
+    if not served:
+        return 'no LUN is served'
+    parts = ['LUN %s is served' % ', '.join(str(number) for number in sorted(served))]
+    fences = {}
+    for number, unit in sorted(served.items()):
+        fences.setdefault(unit.store.fenced_by, []).append(str(number))
+    parts += [
+        'LUN %s has %s as its fence' % (', '.join(numbers), fence)
+        for fence, numbers in fences.items()
+        if fence
+    ]
+    if '' in fences:
+        parts.append(
+            'nothing keeps the other server from writing to LUN %s, if it still runs'
+            % ', '.join(fences[''])
+        )
+    return '; '.join(parts)
 
 
 #: Words of a command -> method of TakeoverAnswers.

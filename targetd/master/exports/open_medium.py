@@ -13,6 +13,7 @@ from targetd.config import lun_rules
 from targetd.errors import Standby, StoreError, TargetdError
 from targetd.host import block_sizes, claims, disks, image_formats, in_use, roots, signatures
 from targetd.master.exports import (
+    disk_fence,
     image_export,
     known_media,
     nbd_export,
@@ -43,19 +44,19 @@ def open_medium(
     served=frozenset(),
     journals=frozenset(),
 ):
-    """Opens the medium of a LUN. Returns (words, descriptors): the store's description with its
-    encryption key, the LUN's facts and the key of its saved state; or {'failed': message} and no
-    descriptors. Incomplete atomic writes of a server that died are rolled back first.
+    """Opens the medium of a LUN. Returns (words, descriptors): the store's description with its encryption
+    key, the LUN's facts and the key of its saved state; or {'failed': message} and no descriptors. Incomplete
+    atomic writes of a server that died are rolled back first.
 
-    held: OpenedStores of the master; server: the server id from which identities are derived;
-    state: state_directory.StateDirectory; master: process id of the master; known: the medium that
-    this LUN had before (known_media), or None; plan_only: try everything that can be tried without a
-    change, and create, extend and roll back nothing; tables: in_use.HostTables, if they were read
-    already; served: keys of the media that the running server has claimed, if this process only
-    examines them (examination); journals: paths of the journals of atomic writes that the server or
-    this process has open: any other that the LUN needs is created, and its descriptor is the last.
+    held: OpenedStores of the master; server: the server id from which identities are derived; state:
+    state_directory.StateDirectory; master: process id of the master; known: the medium that this LUN had
+    before (known_media), or None; plan_only: try everything that can be tried without a change, and create,
+    extend and roll back nothing; tables: in_use.HostTables, if they were read already; served: keys of the
+    media that the running server has claimed, if this process only examines them (examination); journals:
+    paths of the journals of atomic writes that the server or this process has open: any other that the LUN
+    needs is created, and its descriptor is the last.
     """
-    created = []
+    created, check, saved = [], '', {}
     try:
         device, path = medium_of(lun)
         is_served = path is not None and key_of_path(device.node if device else path) in served
@@ -65,20 +66,20 @@ def open_medium(
         found = [] if device and not device.is_disk else _checked_signatures(lun, path)
         _require_intended(target, lun, path, known, found)
         data_key, key = unit_identity.data_key(target.name, lun, path)
-        place = _place_of_state(target, lun, key, state, plan_only)
         image = image_export.format_of(lun, path, known)
-        store, grown = _open_store(lun, device or path, held, plan_only, is_served, image, state)
+        place, fenced = _place_of_state(target, lun, key, state, plan_only, '' if image else path)
+        wanted = device or path, held, plan_only, is_served, image, state, fenced
+        store, grown = _open_store(lun, *wanted)
         _require_same_content(target, lun, store, known)
         left = journal_recovery.journal_path(place.journal_directory, data_key)
-        check, saved = '', {}
         rolled_back = 0 if plan_only else _settle_journals(lun, state, key, left, store, held)
         if not plan_only or os.path.exists(lun.encryption_key_file):
             saved = place.load(key)
             check = key_files.set_store_key(lun, store, saved, place.file_of(key))
         if not plan_only and store.kind == 'block' and descriptions.needs_own(store):
             store.spares += descriptions.open_spares(store.descriptor)[1]
-        names = unit_identity.names_of(lun, path, key, server)
-        facts = dict(facts_of(lun, store, names), **alua_facts(target, lun))
+        facts = facts_of(lun, store, unit_identity.names_of(lun, path, key, server))
+        facts.update(alua_facts(target, lun))
         seen = None if plan_only or not path else _seen(lun, path, facts, store, image)
         if lun.atomic_writes and not (plan_only or left is None or left in journals):
             created.append(journal_recovery.create_journal(left))
@@ -124,27 +125,33 @@ def _require_turn(target, lun, path, state, plan_only):
     """Raises Standby if this server must not serve the LUN, before the medium is looked at, StoreError."""
     if lun.unit_state:
         key = unit_identity.data_key(target.name, lun, path)[1]
-        _place_of_state(target, lun, key, state, plan_only, takes=False)
+        _place_of_state(target, lun, key, state, plan_only, path, takes=False)
 
 
-def _place_of_state(target, lun, key, state, plan_only, takes=True):
+def _place_of_state(target, lun, key, state, plan_only, path, takes=True):
     """Returns what keeps the state of the LUN: `state`, or a UnitState that this server holds from now on,
-    so that it may change the medium. takes: False if it only looks whether it may. By order, an image in a
-    Ceph cluster is first taken from all other clients. Raises Standby if it must not serve the LUN,
-    StoreError."""
+    so that it may change the medium; and OpenedStore.fence. path: of the medium, '' if it has no fence;
+    takes: False if it only looks whether it may. By order, the medium is first taken from the other server,
+    if there is a fence. Raises Standby if it must not serve the LUN, StoreError."""
     place, which = state_places.place_of(state, lun), (target.name, lun.number)
+    fence = disk_fence.find_fence(lun, path) if takes and path else None
+    own_key = disk_fence.key_of(place.node.id) if fence else 0
     if lun.unit_state and not plan_only:
         get = place.take if takes else place.require_turn
         is_ordered, is_active = which in state.ordered, which in state.active
         if takes and is_ordered and rbd_export.is_image(lun.backing_store) and not lun.readonly:
             rbd_export.fence(lun.backing_store, rbd_export.place_of(lun, state.path))
         try:
+            if fence and is_ordered:
+                disk_fence.take(fence, own_key, target.name, True)
             get(key, target.name, is_ordered, is_active, target.serving == 'when-active')
+            if fence:
+                disk_fence.take_held(fence, place, key, target.name, is_ordered)
         except Standby as e:
             shown = place.glance(key) if target.partner_groups else None
             e.shown = shown and dict(shown, key=key)
             raise
-    return place
+    return place, '%016x' % own_key if fence else ''
 
 
 def _settle_journals(lun, state, key, left, store, held):
@@ -254,16 +261,16 @@ def key_of_path(path):
     return 'file', status.st_dev, status.st_ino
 
 
-def _open_store(lun, path, held, plan_only, is_served, image, state):
+def _open_store(lun, path, held, plan_only, is_served, image, state, fenced):
     """Returns (OpenedStore, the size of the file before it was extended, or None). path: or the ScsiDevice;
-    image: as returned by image_export.format_of; state: StateDirectory."""
+    image: as returned by image_export.format_of; state: StateDirectory; fenced: of OpenedStore.fence."""
     if lun.type == passthrough_export.KIND:
         return passthrough_export.open_device(path, lun, held, is_served, plan_only), None
     description = {
         'path': path,
         'size': lun.size,
         'read_only': lun.readonly,
-        'direct': lun.direct_io,
+        'direct': lun.direct_io or bool(fenced),
         'thin': lun.thin,
         'block_size': lun.block_size and int(lun.block_size),
         'filters': lun.filter,
@@ -288,6 +295,7 @@ def _open_store(lun, path, held, plan_only, is_served, image, state):
     if grows:
         description.update(size=None, grows_to=lun.size)
     store = open_store(description, held)
+    store.set_fence(fenced)
     before = store.size
     is_longer_tape = lun.type == 'tape' and store.size > (lun.size or 0)  # size is for new ones
     if grows and lun.size and not is_longer_tape:

@@ -6,14 +6,16 @@
 
 A server in standby answers logins with 'service unavailable' (RFC 7143 11.13.5, 0301h), which initiators
 retry; with partner-groups, its sessions see the LUNs in standby instead (standby_units), and go on when
-they are served. Who orders a takeover has made certain that the other server does not write any more:
-what the kernel of that server has in its page cache is written to a shared disk whatever targetd does
-there.
+they are served. Unless the medium has a fence (disk_fence, an image in a Ceph cluster), who orders a
+takeover has made certain that the other server does not write any more: what the kernel of that server has
+in its page cache is written to a shared disk whatever targetd does there.
 """
 
 from targetd import events, log
 from targetd.errors import TargetdError
+from targetd.master.exports import disk_fence
 from targetd.master.exports.exports import UnavailableLun
+from targetd.master.exports.fence_watch import FenceWatch
 from targetd.master.state import state_places
 from targetd.store import nbd_line
 
@@ -36,6 +38,7 @@ class Takeovers(object):
         self._timer = None
         self._round = 0
         self._looking = set()  # names of jobs that have not answered
+        self._fences = FenceWatch(loop, exports.units, exports.jobs, self.lost)
         exports.units.replication.on_taken_over = self.lost
         exports.units.on_refresh = self._refresh
 
@@ -55,8 +58,8 @@ class Takeovers(object):
             )
 
     def take_over(self, target, done):
-        """Serve the LUNs of a model.Target that are in standby. done([number that is served], [sentence
-        about one that is not])."""
+        """Serve the LUNs of a model.Target that are in standby. done({number that is served: its Unit},
+        [sentence about one that is not])."""
         wanted = [
             (target.name, number)
             for number, lun in target.luns.items()
@@ -73,7 +76,7 @@ class Takeovers(object):
             self._state.ordered.difference_update(wanted)
             served = self._units.of_target(target.name)
             done(
-                sorted(served),
+                dict(served),
                 [
                     'lun %d: %s' % (missing.lun.number, missing.why)
                     for key, missing in sorted(self._exports.unavailable.items())
@@ -129,8 +132,16 @@ class Takeovers(object):
 
     def _release(self, units, done):
         places = [(state_places.place_of(self._state, unit.lun), unit.key) for unit in units]
+        kept = {unit.store.key for unit in self._units.by_id.values() if unit not in units}
+        fenced = [
+            (unit.lun, unit.store.path)
+            for unit in units
+            if unit.store.fence and unit.store.key not in kept
+        ]
 
         def in_child():
+            for lun, path in fenced:
+                disk_fence.release(lun, path)
             for place, key in places:
                 place.release(key)
             return {}, ()
@@ -192,11 +203,13 @@ class Takeovers(object):
     def watch(self):
         """Look from now on whether another server has taken over what this one serves. Costs nothing while no
         unit has unit-state."""
+        self._fences.watch()
         if self._timer is None:
             self._timer = self._loop.call_later(SECONDS, self._look)
 
     def close(self):
-        """Cancel the timer."""
+        """Cancel the timers."""
+        self._fences.close()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

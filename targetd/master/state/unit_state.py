@@ -139,6 +139,21 @@ class UnitState(object):
         holder = self._read(key).get('holder')
         return holder['name'] if holder and holder['id'] != self.node.id else ''
 
+    def run_while_held(self, key, work):
+        """Returns work(), during which no other server can take the state. Raises OSError with the error
+        number TAKEN_OVER if this server does not hold it, StoreError, and what work() raises."""
+        with self._locked(key):
+            self._require_held(self._read(key))
+            done = work()
+            self._require_held(self._read(key))  # a pool has no locks
+            return done
+
+    def _require_held(self, found):
+        holder = found.get('holder')
+        if not holder or holder['id'] != self.node.id:
+            name = 'the server %s' % holder['name'] if holder else 'another server'
+            raise OSError(TAKEN_OVER, '%s has taken it over' % name)
+
     def _require_directory(self):
         if not os.path.isdir(self.path):
             raise StoreError(
@@ -158,10 +173,7 @@ class UnitState(object):
                 found = self._read(key)
             except StoreError as e:
                 raise OSError(errno.EIO, str(e))
-            holder = found.get('holder')
-            if not holder or holder['id'] != self.node.id:
-                name = 'the server %s' % holder['name'] if holder else 'another server'
-                raise OSError(TAKEN_OVER, '%s has taken it over' % name)
+            self._require_held(found)
             self._write(dict(found, medium=medium), key, state, self.node)
 
     def _write(self, found, key, state, node):

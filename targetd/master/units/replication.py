@@ -53,6 +53,8 @@ class Replication(object):
         self._saved = {}  # key -> the dict that this server saved last, or is saving
         self.allow_removal = lambda unit, done: done()  # set by Master: of a real device
         self.on_taken_over = lambda unit, why: None  # set by Master: another server holds the state
+        self.on_refused = lambda unit, number: False  # of exports.fence_watch, as the next one
+        self.before_failure = lambda unit, fail: fail()
 
     def save_state(self, unit, shared, done):
         """Write the persistent part of `shared` to stable storage; done(None or OSError) when it is
@@ -293,7 +295,8 @@ class Replication(object):
         """`report failed`: acknowledged data may be lost. Ignored if the worker has no replica."""
         unit = self.by_id.get(message.get('unit'))
         if unit is not None and unit.has_replica_in(worker):
-            self.fail_unit(unit, str(message.get('text', '')))
+            text = str(message.get('text', ''))
+            self.before_failure(unit, lambda: self.fail_unit(unit, text))
 
     def fail_unit(self, unit, why):
         """Set the medium to failed, because data may be lost: writes and flushes are refused until
@@ -339,6 +342,8 @@ class Replication(object):
         except transitions.Malformed as e:
             log.error('worker %d sent an invalid report: %s', worker.pid, e)
             self.kill(worker, 'it sent an invalid report')
+            return
+        if message['kind'] == 'error' and self.on_refused(unit, message['note']['errno']):
             return
         if message['kind'] == 'error':
             self.fault_log.add(unit, nexus, message['note'])

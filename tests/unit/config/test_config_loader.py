@@ -385,6 +385,28 @@ COMPLAINTS = [
         6,
         ['type ram', 'remove unit-state'],
     ),
+    (
+        target('[[lun 0]]\nbacking-store = /a\nfence = reservation\n'),
+        5,
+        ['fence', 'did you mean reservations?'],
+    ),
+    (
+        target('[[lun 0]]\nbacking-store = /a\nfence = reservations\n'),
+        5,
+        ['without unit-state', 'write unit-state'],
+    ),
+    (
+        target(
+            '[[lun 0]]\nbacking-store = /a\nunit-state = /s\nreadonly = yes\nfence = reservations\n'
+        ),
+        7,
+        ['readonly', 'fence = reservations'],
+    ),
+    (
+        target('[[lun 0]]\nbacking-store = rbd:a/b\nunit-state = rados:a\nfence = reservations\n'),
+        6,
+        ['not a disk of this host', 'write fence = auto'],
+    ),
     # settings
     ('[server]\nmax-session = 3\n', 2, ['max-session ', 'did you mean max-sessions?']),
     ('[server]\nportal = 0.0.0.0\n', 2, ['write it in [portal-group TAG]']),
