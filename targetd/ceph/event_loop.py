@@ -35,15 +35,13 @@ class Loop(object):
     def run(self, listener):
         """Serve until stop()."""
         listener.setblocking(False)
-        own, accepts = self._operations.descriptor, listener.fileno()
-        for descriptor in (own, accepts):
+        accepts = listener.fileno()
+        for descriptor in (self._operations.descriptor, accepts):
             self._poll.register(descriptor, select.EPOLLIN)
         while not self._must_stop():
             touched = set()
             ready = self._poll.poll(_LOOK_SECONDS if self._ends or self._stop_at else -1)
-            for descriptor, _ in ready:
-                if descriptor == own:
-                    self._finish(touched)
+            self._finish(touched)  # also where a client has woken it: that saves a wake-up later
             for descriptor, events in ready:
                 if descriptor == accepts:
                     self._accept(listener)

@@ -42,9 +42,9 @@ class _Request(object):
 
 
 class Client(object):
-    """sock: the connection; served: rbd_server.Server; operations: poll_operations.Operations or
-    callback_operations.Operations; later(function,
-    call): has a thread call the function, and then the loop call(its result)."""
+    """sock: the connection; served: rbd_server.Server; operations: Operations of poll_operations or
+    callback_operations; later(function, call): has a thread call the function, and then the loop call(its
+    result)."""
 
     def __init__(self, sock, served, operations, later):
         self.socket = sock
