@@ -79,6 +79,9 @@ class ImageServer(object):
                     continue
                 raise nbd_connecting.Unavailable(self._why())
 
+    #: A function that starts the server if it does not run; None if connect() is soon enough.
+    tend = None
+
     def _has_failed_way(self):
         return 'io_uring' in self._message() or 'aio' in self._message()
 

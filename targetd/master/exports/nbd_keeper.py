@@ -45,6 +45,8 @@ STABLE_SECONDS = 5.0
 FLUSH_SECONDS = 10.0
 #: When everyone is gone, the keeper waits so long for the server.
 LAST_SECONDS = 10.0
+#: Interval at which a keeper looks whether the server that it starts still runs.
+TEND_SECONDS = 2.0
 #: Limit of the attempt to make a second connection for a session.
 SECOND_SECONDS = 1.0
 
@@ -76,7 +78,8 @@ class Keeper(object):
     """control: the socket on which new lines arrive; before: (size, flags, minimum block size) of
     the export when it was opened; claim: the memory file; connect(address, seconds):
     nbd_connecting.connect, image_server.ImageServer.connect or a substitute of a test; resize(size,
-    may_shrink): of an ImageServer, else None."""
+    may_shrink): of an ImageServer, else None; tend(): starts a server again that has to run although nobody
+    asks for a connection, else None."""
 
     def __init__(
         self,
@@ -88,7 +91,10 @@ class Keeper(object):
         connect=nbd_connecting.connect,
         clock=time.monotonic,
         resize=None,
+        tend=None,
     ):
+        self._tend = tend
+        self._tend_at = clock() + TEND_SECONDS
         self._control = control
         self._former = None
         self._address = address
@@ -138,12 +144,18 @@ class Keeper(object):
                 self._drain(self._draining[descriptor])
         if self._change is not None:
             self._go_on()
+        if self._must_tend() and self._clock() >= self._tend_at:
+            self._tend_at = self._clock() + TEND_SECONDS
+            self._tend()
         if self._has_work() and self._clock() >= self._next:
             self._attempt()
 
     def _has_work(self):
         is_held = self._draining or self._change is not None
         return not is_held and bool(self._waiting or self._unflushed or self._left)
+
+    def _must_tend(self):
+        return self._tend is not None and self._control is not None
 
     def _poll(self, seconds):
         poll = select.poll()
@@ -160,6 +172,8 @@ class Keeper(object):
             limits.append(self._next - self._clock())
         if self._end is not None:
             limits.append(self._end - self._clock())
+        if self._must_tend():
+            limits.append(self._tend_at - self._clock())
         return poll.poll(max(0.0, min(limits)) * 1000 + 1 if limits else None)
 
     # -- lines -------------------------------------------------------------------------------------
@@ -496,7 +510,14 @@ def start_keeper(address, before, read_only, claim, make_server=None, kept=()):
             os._exit(0)
         server = make_server()
         Keeper(
-            theirs, address, before, read_only, claim, server.connect, resize=server.resize
+            theirs,
+            address,
+            before,
+            read_only,
+            claim,
+            server.connect,
+            resize=server.resize,
+            tend=server.tend,
         ).run()
         server.stop()
         os._exit(0)

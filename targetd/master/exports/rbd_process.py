@@ -51,6 +51,12 @@ class RbdServer(ImageServer):
         except nbd_connecting.Unavailable:
             pass
 
+    def tend(self):
+        """Start the process if it does not run: the image is to be locked, and its size noted, also while no
+        initiator uses it. It may have found the image in use when it was started."""
+        if not self._is_running():
+            self.begin()
+
     def connect(self, _, seconds):
         """As ImageServer.connect()."""
         try:

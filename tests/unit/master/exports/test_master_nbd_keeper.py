@@ -23,7 +23,7 @@ class Bench(object):
 
     def __init__(self):
         self.now, self.why, self.servers, self.attempts = 100.0, '', [], []
-        self.offered = OFFERED
+        self.offered, self.tended = OFFERED, []
         self.claim = compat.memory_file('test', 4096)
         self.control, theirs = nbd_line.pair()
         self.keeper = nbd_keeper.Keeper(
@@ -34,6 +34,7 @@ class Bench(object):
             self.claim,
             connect=self.connect,
             clock=lambda: self.now,
+            tend=lambda: self.tended.append(self.now),
         )
         self.lines = []
 
@@ -97,6 +98,20 @@ def test_a_line_that_asks_gets_a_connection(bench):
     bench.ask(line)
     answer = bench.answer(line)
     assert Export(*answer['export']) == OFFERED and not answer['company']
+
+
+def test_a_server_that_has_to_run_is_started_although_nobody_asks_for_a_connection(bench):
+    bench.steps()
+    assert bench.tended == []
+    for now in (102.5, 103.0, 105.0):
+        bench.now = now
+        bench.steps()
+    assert bench.tended == [102.5, 105.0]
+    bench.control.close()
+    bench.steps()
+    bench.now = 110.0
+    bench.steps()
+    assert bench.tended == [102.5, 105.0]  # the image is given up
 
 
 def test_attempts_have_a_back_off_and_the_reason_is_told_once(bench):

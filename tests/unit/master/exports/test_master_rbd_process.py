@@ -5,6 +5,7 @@ import os
 import sys
 
 import pytest
+from daemon import eventually
 
 from targetd import compat
 from targetd.ceph import rbd_server
@@ -34,6 +35,30 @@ def test_python_without_the_modules_names_the_packages(server):
     with pytest.raises(Unavailable) as caught:
         server.connect(None, 10)
     assert 'python3-rados and python3-rbd' in str(caught.value)
+
+
+def test_a_process_that_has_ended_is_started_again_without_a_request(server, tmp_path, monkeypatch):
+    """The image was in use when it was opened first, or the process was killed."""
+    log = str(tmp_path / 'starts')
+    program = 'import os; open("%s", "a").write("x"); os.read(%%s, 1)' % log
+    ours, theirs = os.pipe()
+    monkeypatch.setattr(server, '_descriptors', lambda: {2: server._errors.fileno(), 9: ours})
+    monkeypatch.setattr(outside, 'PROGRAM', program % 9)
+
+    def starts():
+        with open(log, 'a+') as f:
+            f.seek(0)
+            return len(f.read())
+
+    server.begin()
+    eventually(lambda: starts() == 1, 20, 'the first start')
+    pid = server.pid
+    server.tend()
+    assert server.pid == pid  # it runs
+    os.write(theirs, b'x')
+    eventually(lambda: server.tend() or starts() == 2, 20, 'the second start')
+    os.close(ours)
+    os.close(theirs)
 
 
 def test_what_the_process_notes_is_no_failure(server, monkeypatch):
