@@ -42,6 +42,7 @@ EXAMPLE_FILES = (
     ('ipsec/guard.nft', 0o644),
     ('wireguard/server.conf', 0o644),
     ('wireguard/client.conf', 0o644),
+    ('multipath/targetd.conf', 0o644),
 )
 
 # fmt: off

@@ -46,8 +46,9 @@ start_server() { # configuration: targetd on the host "server"
 
 attempts() { python3 /job/attempts.py; } # lines on standard input
 
-begin_load() { # disk
-    python3 /job/steady_load.py "$1" > /tmp/load.out 2>&1 &
+begin_load() { # disk, and the medium of the target if the writes are to be durable
+    rm -f /tmp/enough /tmp/rounds
+    python3 /job/steady_load.py "$@" > /tmp/load.out 2>&1 &
     load=$!
     goes_on
 }
@@ -64,10 +65,30 @@ goes_on() { # at least three more rounds of the load within 90 s
     echo "no progress after round $from"; iscsiadm -m session -P 3; dmesg | tail -n 30; exit 1
 }
 
-end_load() { # no command failed, and the data that was read was that which had been written
+seconds_since() { python3 -c "import sys, time; print('%.1f' % (time.time() - float(sys.argv[1])))" "$1"; }
+
+recovers() { # what has ended: a further round is complete within 120 s
+    since=$(date +%s.%N) from=$(rounds)
+    for _ in $(seq 1200); do
+        if [ "$(rounds)" -gt "$from" ]; then
+            echo "TIME $1: the next round was complete after $(seconds_since "$since") s"
+            goes_on
+            return 0
+        fi
+        kill -0 $load 2>/dev/null || { cat /tmp/load.out; echo "the load has ended"; exit 1; }
+        sleep 0.1
+    done
+    echo "no progress after: $1"; iscsiadm -m session -P 3; dmesg | tail -n 30; exit 1
+}
+
+finish_load() { # no command of the load failed, and the data that was read was that which had been written
     touch /tmp/enough
     wait $load || { cat /tmp/load.out; exit 1; }
-    echo "$(rounds) rounds"
+    cat /tmp/load.out
+}
+
+end_load() { # the same, and the kernel has reported no error
+    finish_load
     if dmesg | grep -E 'I/O error|Buffer I/O'; then exit 1; fi
 }
 
