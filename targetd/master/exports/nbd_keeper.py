@@ -229,6 +229,7 @@ class Keeper(object):
         """A worker asks for a connection; those of slot 0 take the place of all earlier ones."""
         if slot == 0:
             self._drain_all(line)
+            line.told = ''  # what a request for a second connection was told is not in the log
         elif line.is_flushed or self._change is not None:
             self._send(line, {'why': 'the connections are replaced'})
             return

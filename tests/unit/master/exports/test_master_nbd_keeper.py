@@ -193,6 +193,21 @@ def test_a_second_connection_that_cannot_be_had_is_refused_at_once(bench):
     assert len(bench.attempts) == 2
 
 
+def test_the_reason_is_told_again_after_a_second_connection_was_refused_with_it(bench):
+    """Only a worker that waits for its first connection puts the reason into the log."""
+    line = bench.line()
+    bench.ask(line)
+    assert bench.answer(line)
+    bench.why = 'cannot be reached'
+    bench.ask(line, 1)
+    assert bench.answer(line) == {'why': 'cannot be reached'}
+    bench.servers[0].close()
+    bench.ask(line)
+    bench.now += 10
+    bench.steps()
+    assert bench.answer(line) == {'why': 'cannot be reached'}
+
+
 @pytest.mark.parametrize('is_dirty', [False, True])
 def test_a_killed_worker_whose_server_is_dead_has_lost_what_it_had_not_flushed(bench, is_dirty):
     flag = failure_flags.new_flag()
