@@ -61,6 +61,8 @@ class Pipelining(object):
     def begin(self, task, store):
         """Returns False if the task must be run by a thread. [connection]"""
         link, run = None, task.run_blocking
+        if task.aborted:  # nothing is sent for it: it may have been given up
+            return False
         if run is run_read_blocking:
             link = store.begin_read(task.offset, task.length, task, self.end_elsewhere)
         elif run is run_write and task.data_out is not None:

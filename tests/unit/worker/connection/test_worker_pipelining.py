@@ -70,26 +70,25 @@ def bench():
     connection = Connection()
     unit = SimpleNamespace(store=store, write_failure=lambda error, task: error.errno)
 
-    def run(**words):
-        task = SimpleNamespace(unit=unit, started=None, data_out=None, durable=False, **words)
+    def run(run_blocking, number, length, data=None, aborted=False):
+        task = SimpleNamespace(
+            unit=unit,
+            started=None,
+            aborted=aborted,
+            data_out=data,
+            durable=False,
+            run_blocking=run_blocking,
+            offset=512 * number,
+            length=length,
+        )
         run_elsewhere(connection, task)
         return task
 
     def read(number):
-        return run(run_blocking=run_read_blocking, offset=512 * number, length=512)
+        return run(run_read_blocking, number, 512)
 
-    def write(number, data):
-        task = SimpleNamespace(
-            unit=unit,
-            started=None,
-            data_out=data,
-            durable=False,
-            run_blocking=run_write,
-            offset=512 * number,
-            length=len(data),
-        )
-        run_elsewhere(connection, task)
-        return task
+    def write(number, data, aborted=False):
+        return run(run_write, number, len(data), data, aborted)
 
     yield SimpleNamespace(
         connection=connection, server=server, link=link, store=store, read=read, write=write
@@ -110,6 +109,13 @@ def test_the_replies_to_a_batch_are_sent_together(bench):
     assert bench.connection.finished == [(task, b'y' * 512) for task in tasks]
     assert bench.connection.drained == drained + 1 and not bench.connection.acted
     assert not bench.connection.submitted
+
+
+def test_nothing_is_sent_for_a_command_that_was_aborted(bench):
+    """It may have been answered already."""
+    task = bench.write(1, b'x' * 512, aborted=True)
+    assert bench.connection.submitted == [(bench.connection.run_in_executor, task)]
+    assert bench.link.in_flight == 0
 
 
 def test_the_initiator_is_heard_while_the_server_hangs(bench):
