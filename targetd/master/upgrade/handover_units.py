@@ -22,6 +22,7 @@ PLAIN = (
     'spin_ups',
     'is_unsaved',
     'are_records_scheduled',
+    'acknowledged_at',
 )
 
 
@@ -137,7 +138,8 @@ def _restored_standby(row, target):
 
 def _restore_sessions(unit, row, workers):
     for name in PLAIN:
-        setattr(unit, name, row[name])
+        if name in row:  # an earlier program lacks the newest
+            setattr(unit, name, row[name])
     for pid, nexus in row['workers'].items():
         unit.workers[workers[pid]] = Nexus(*nexus)
     unit.readers = {workers[pid] for pid in row['readers']}
