@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,11 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import initiator as initiators  # noqa: E402
 from daemon import LIVING, TARGET, watched  # noqa: E402
+
+# A shell starts what it does not wait for with SIGINT ignored, and programs that tests interrupt would
+# inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # servers that tests start compile nothing twice, wherever their bytecode may be kept
 if hasattr(sys, 'pycache_prefix'):

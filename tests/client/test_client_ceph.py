@@ -252,7 +252,7 @@ def test_another_client_resizes_the_image(ceph, image, daemon, ready):
     session = ready(daemon)
     ceph.rbd('resize', '--no-progress', '--size', '80M', name)
     eventually(lambda: '%d bytes' % (80 << 20) in daemon.log, 20, 'the new size')
-    session.clear_attentions(0)
+    eventually(lambda: (6, 0x2A, 0x09) in session.clear_attentions(0), 20, 'the unit attention')
     assert session.capacity()[0] == (80 << 20) // 512
     session.write((72 << 20) // 512, pattern(2, 4096))
     assert session.read((72 << 20) // 512, 8) == pattern(2, 4096)
