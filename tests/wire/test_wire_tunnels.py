@@ -290,7 +290,7 @@ def is_in(address):
             session.login(GUARDED, chap=Chap('erp', '12-to-16-chars'))
             session.logout()
         return True
-    except (Closed, ConnectionError):
+    except (Closed, ConnectionError, socket.timeout):  # no answer: the ban began during the login
         return False
 
 
