@@ -60,7 +60,7 @@ class Client(object):
         self._count = self._bytes = 0
         self._is_full = False  # more requests are not begun now
         self._is_stuck = False  # the socket takes no more
-        self._is_lost = False  # nobody receives replies
+        self._is_lost = False  # the client does not receive replies any more
         self.has_left = False  # nothing more is received
         offer = served.offer()
         self._structured, self._has_allocation = False, offer.has_allocation

@@ -180,9 +180,8 @@ class Connection(object):
         with self._lock:
             self._has_reader = False
             for other in self._pending.values():
-                if (
-                    other.waits and other.is_sent
-                ):  # a thread that still sends looks by itself afterwards
+                # a thread that still sends looks by itself afterwards
+                if other.waits and other.is_sent:
                     self._wake(other)
                     break
 

@@ -100,9 +100,8 @@ class PipelinedConnection(Connection):
     def __init__(self, sock: socket.socket, export: Export) -> None:
         super(PipelinedConnection, self).__init__(sock, export)
         self.begun = 0
-        self._unsent: List[
-            BytesLike
-        ] = []  # of begun requests; guarded by the lock, as `begun` and _ended
+        # of begun requests; guarded by the lock, as `begun` and _ended
+        self._unsent: List[BytesLike] = []
         self._ended: List[Begun] = []
         self._is_left = False  # send_left() is going to send, or sends
         self._is_held = False  # it is to begin with `_sending` held: a request is sent in part
@@ -373,9 +372,8 @@ class PipelinedStore(FlushingStore):
         self, offset: int, data: BytesLike, durable: bool, context: Any, owner: Owner
     ) -> Optional[PipelinedConnection]:
         """As begin_read, for write(). `data` must not change until the request has ended."""
-        generation = (
-            self._changes.generation
-        )  # before the connection, which may be replaced meanwhile
+        # read before the connection, which may be replaced meanwhile
+        generation = self._changes.generation
         connection = self._link(offset, len(data))
         if connection is None or self.lost:
             return None

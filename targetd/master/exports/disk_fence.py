@@ -2,9 +2,9 @@
 its own key registered with the disk, and the disk's reservation, so the disk refuses all writes of the other
 server, also those that it sends late (SPC-4 5.12.11, PREEMPT AND ABORT).
 
-     nobody's --take()--> ours --the other server: take(is_ordered)--> theirs: every write here fails
-                           |
-                           +--release()--> nobody's
+     free --take()--> ours --the other server: take(is_ordered)--> theirs: every write here fails
+                       |
+                       +--release()--> free
 
 The reservation is taken and released with the state: a server that stops keeps both. Everything here may
 block on the disk, so it runs in jobs. May import base, host, master.state.

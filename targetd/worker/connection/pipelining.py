@@ -35,7 +35,7 @@ def run_elsewhere(connection, task):
     """Run a retained task without blocking the connection's thread: begin it, or have an executor thread run
     it. [connection, or any with `working` held]"""
     store = getattr(task.unit, 'store', None)
-    # in another thread nobody would send it
+    # only the connection's thread sends what was begun
     may_begin = connection.may_pipeline and connection.blocking.is_in_charge()
     if may_begin and getattr(store, 'pipelines', False):
         if connection.pipelining is None:
