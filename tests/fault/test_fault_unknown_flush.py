@@ -127,9 +127,10 @@ def serve(daemon, disk, image, ready, kind):
 
 def hang_and_kill_worker(daemon, disk, session, is_full=True):
     """The session's worker is killed while it flushes what the disk, if it is full, loses afterwards."""
-    session.run(write_10(4096, 8), out=pattern(1, 4096)).good()
     if is_full:
         disk.fill()
+    # Not before: another program's sync(1) could write it to a disk that still has room.
+    session.run(write_10(4096, 8), out=pattern(1, 4096)).good()
     disk.freeze()
     session.submit(SYNCHRONIZE_CACHE)
     worker = worker_of(daemon)
@@ -173,8 +174,8 @@ def disabling_cache(session):
 def test_a_flush_of_the_master_that_was_killed_counts_as_failed(daemon, disk, image, ready, kind):
     session = serve(daemon, disk, image, ready, kind)
     cdb, parameters = disabling_cache(session)
-    session.run(write_10(4096, 8), out=pattern(1, 4096)).good()
     disk.fill()
+    session.run(write_10(4096, 8), out=pattern(1, 4096)).good()
     disk.freeze()
     change = session.submit(cdb, out=parameters)
     job = eventually(lambda: [pid for pid in jobs_of(daemon) if waits_for_disk(pid)], 10, 'a job')
