@@ -210,6 +210,19 @@ class Connection(object):
         except OSError:
             pass
 
+    def notice_end(self) -> None:
+        """While no request waits nobody reads, so nobody has seen that the server has closed the connection:
+        look, without waiting."""
+        try:
+            if self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+                return
+            why = 'the server has closed the connection'
+        except BlockingIOError:
+            return
+        except OSError as e:
+            why = str(e.strerror or e)
+        self.fail(why)
+
     def close(self) -> None:
         """Close the descriptor. The caller knows that no other thread uses the connection. The keeper has a
         descriptor, too: it can see whether the server lives, and then ends the connection."""

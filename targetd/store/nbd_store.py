@@ -422,8 +422,13 @@ class NbdStore(PipelinedStore):
     def leave(self) -> None:
         """If the server is away, the keeper gets the unflushed changes, and repeats them when it is
         back. (While it is there, the keeper flushes when the line is closed.)"""
-        first = self._connections[0]
-        if self._has_left or not self._changes.is_dirty or first is not None and not first.is_lost:
+        if self._has_left or not self._changes.is_dirty:
+            return
+        connections = [each for each in self._connections if each is not None]
+        for connection in connections:
+            if not connection.is_lost:
+                connection.notice_end()
+        if connections and not any(connection.is_lost for connection in connections):
             return
         try:
             with self._speaking:

@@ -285,6 +285,21 @@ def test_what_a_session_leaves_while_the_server_is_away_is_repeated(export):
     thread.join(10)
 
 
+def test_what_an_idle_session_leaves_after_the_server_died_is_repeated(export):
+    """It has not noticed that the server has closed the connection."""
+    one = export()
+    store = one.session()
+    store.write(0, b'x' * 512, False)
+    one.peer.close()
+    eventually(lambda: store._connections[0]._socket.recv(1, 0x42) == b'', 10)
+    store.close()
+    other = one.session()
+    one.restart(memory='lost')
+    assert other.read(0, 512) == b'x' * 512
+    other.flush(0, SIZE)
+    assert not failure_flags.is_set(one.flag)
+
+
 def test_what_one_of_two_sessions_leaves_is_lost(export):
     one = export()
     store, other = one.session(), one.session()
