@@ -64,6 +64,8 @@ NO_CAPABILITIES = Capabilities(False, False, 0, 0, 0, 512, 0, 0, 0, 0, False)
 
 #: The outcome of a request that was begun (Store.pipelines) and must be done by the verb that waits.
 AGAIN = object()
+#: The outcome of a WRITE that was begun and is done; its reply waits for the store's make_room().
+FULL = object()
 
 # The thread of this process that is inside exclusive_range() has taken this token. There is one token
 # for all stores: POSIX locks belong to processes, so the kernel would report a deadlock between two
@@ -165,10 +167,12 @@ class Store(object):
     durable write costs no more than another one, so it may be done inline too; lost: errno of the
     flush that failed, or None; claim: a further descriptor, owned by the store, that keeps the
     medium claimed, or None; pipelines: bool, it has begin_read() and begin_write()
-    (nbd_pipeline.PipelinedStore), which wait for nothing. Of the filters only ReadOnly has them.
+    (nbd_pipeline.PipelinedStore), which wait for nothing. Of the filters only ReadOnly has them;
+    is_flushing_ahead: bool, a flush() would wait for the end of one that was begun.
     """
 
     pipelines = False
+    is_flushing_ahead = False
     inline_write_limit = 0
     durable_is_free = False
     lost: Optional[int] = None

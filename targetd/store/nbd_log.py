@@ -1,7 +1,8 @@
 """The changes of a session that the server has acknowledged and that no flush has made durable yet.
 If the server dies they are lost with its cache, so they are repeated on the next connection.
 
-Imports nothing of targetd. The log is bounded: the caller flushes when it is full.
+Imports nothing of targetd. The log is bounded: a flush begins when it is half full, so that changes go on
+while the first half becomes durable; who finds it full waits for the flush.
 
      acknowledged --add--> in the log --a flush that began later has succeeded--> gone
 """
@@ -10,12 +11,15 @@ import threading
 from collections import deque
 from typing import Any, Callable, Deque, List, Optional, Tuple
 
-#: Bytes of data that the log keeps, and changes: then the caller flushes.
+#: Bytes of data that the log keeps, and changes. It is full then, and a caller waits for a flush. A session
+#: has so much memory for each of its LUNs on an NBD server; twice as much made writes no faster.
 MOST_BYTES = 32 << 20
 MOST_CHANGES = 16384
 
 #: A change: (number, command, flags, offset, length, data of a WRITE or None).
 Change = Tuple[int, int, int, int, int, Optional[bytes]]
+#: (generation, number of a change).
+Mark = Tuple[int, int]
 
 
 class UnflushedChanges(object):
@@ -37,8 +41,13 @@ class UnflushedChanges(object):
 
     @property
     def is_full(self) -> bool:
-        """True if the caller should flush."""
+        """True if the caller should wait for a flush."""
         return self._bytes >= MOST_BYTES or len(self._changes) >= MOST_CHANGES
+
+    @property
+    def is_half_full(self) -> bool:
+        """True if a flush should begin."""
+        return 2 * self._bytes >= MOST_BYTES or 2 * len(self._changes) >= MOST_CHANGES
 
     @property
     def is_dirty(self) -> bool:
@@ -61,20 +70,26 @@ class UnflushedChanges(object):
             self._bytes += 0 if kept is None else len(kept)
             return True
 
-    def mark(self) -> int:
-        """Returns the number of the newest change; a flush that begins afterwards covers it."""
+    def mark(self) -> Mark:
+        """Returns the mark of the newest change; a flush that begins afterwards covers it."""
         with self._lock:
-            return self._number
+            return self.generation, self._number
 
-    def forget(self, mark: int) -> None:
-        """The changes up to this number are durable."""
+    def forget(self, mark: Mark) -> bool:
+        """The changes up to this mark are durable. Returns False if they were repeated meanwhile: a repeated
+        change may have replaced a later one on the medium until that is repeated, too, so another flush
+        has to cover them."""
+        generation, number = mark
         with self._lock:
+            if generation != self.generation:
+                return False
             had_changes = bool(self._changes)
-            while self._changes and self._changes[0][0] <= mark:
+            while self._changes and self._changes[0][0] <= number:
                 data = self._changes.popleft()[5]
                 self._bytes -= 0 if data is None else len(data)
             if had_changes and not self._changes:
                 self._set_dirty(False)
+            return True
 
     def all(self) -> List[Change]:
         """Returns the changes, in order."""

@@ -11,10 +11,16 @@ While another thread receives the replies (nbd_connection: it waits for its own)
 requests to their `owner`. The same happens to all of them when the connection is lost. A request that
 cannot be begun, or whose outcome is AGAIN, is done by the verb that waits: only this one connects again
 and repeats what was lost.
+
+When the log of unflushed changes is half full, the next WRITE is followed by a FLUSH (a Begun without a
+context). It has the turn of shared_flushes from its begin to its outcome, so no other flush of the
+session can succeed, and be believed, before the failure of this one is known. If the connection is
+lost, nothing is durable, and the next WRITE or flush goes on as if this one had not been begun.
 """
 
 import errno
 import os
+import queue
 import socket
 import struct
 import time
@@ -23,9 +29,10 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 from targetd.nbd import messages, numbers
 from targetd.nbd.handshake import Export
 
-from .base import AGAIN, BytesLike
+from .. import log
+from .base import AGAIN, FULL, BytesLike, failure
 from .nbd_connection import BUFFER_BYTES, RECEIVE_BYTES, Connection, Lost, Request
-from .nbd_log import UnflushedChanges
+from .nbd_log import Mark, UnflushedChanges
 from .shared_flushes import FlushingStore
 
 #: The most bytes of a request that is begun; more would be copied once more than needed.
@@ -46,8 +53,9 @@ Owner = Callable[[List['Begun']], None]
 
 
 class Begun(Request):
-    """A READ or WRITE for whose reply no thread waits. context: of the one who began it; payload: of a WRITE;
-    data: of a READ; durable, is_logged, generation: of a WRITE, see PipelinedStore.begin_write."""
+    """A READ or WRITE for whose reply no thread waits, or a FLUSH. context: of the one who began it, None of
+    a FLUSH; payload: of a WRITE; data: of a READ; durable, is_logged, generation: of a WRITE, see
+    PipelinedStore.begin_write; mark: of a FLUSH, the newest change that it covers."""
 
     __slots__ = (
         'store',
@@ -59,6 +67,7 @@ class Begun(Request):
         'durable',
         'is_logged',
         'generation',
+        'mark',
     )
     waits = False
 
@@ -75,6 +84,7 @@ class Begun(Request):
         self.store, self.owner, self.context = store, owner, context
         self.command, self.offset, self.length = command, offset, length
         self.flags = self.received = self.error = self.generation = 0
+        self.mark: Optional[Mark] = None
         self.text = ''
         self.extents = None
         self.payload: Optional[BytesLike] = None
@@ -89,8 +99,9 @@ class Begun(Request):
         return memoryview(self.data)
 
     def outcome(self) -> Any:
-        """The request has ended. Returns the data of a READ, None for a WRITE, or AGAIN: the verb that
-        waits must do it. Raises OSError. Call it once; any thread."""
+        """The request has ended. Returns the data of a READ, None for a WRITE or FLUSH, FULL for a WRITE, see
+        base, or AGAIN: the verb that waits must do it. Raises OSError, but not for a FLUSH. Call it
+        once; any thread."""
         return self.store.outcome(self)
 
 
@@ -274,7 +285,7 @@ class PipelinedConnection(Connection):
                 cookie = _SIMPLE.unpack_from(view, start)[2]
                 kind, next_one = (flags or kind), start + _SIMPLE.size  # kind: the error
                 request = pending.get(cookie)
-                if kind or request is None or request.waits or request.command != numbers.CMD_WRITE:
+                if kind or request is None or request.waits or request.command == numbers.CMD_READ:
                     break
             else:
                 request, next_one = pending.get(cookie), start + header_size + length
@@ -297,8 +308,8 @@ class PipelinedConnection(Connection):
                         self._end_begun(request)
 
     def _is_plain(self, request, kind, length, start):
-        """True for the chunk that is all of a reply: the data of a READ, nothing for a WRITE."""
-        if request.command == numbers.CMD_WRITE:
+        """True for the chunk that is all of a reply: the data of a READ, nothing for another command."""
+        if request.command != numbers.CMD_READ:
             return kind == numbers.REPLY_NONE and not length
         return (
             kind == numbers.REPLY_OFFSET_DATA
@@ -348,6 +359,8 @@ class PipelinedStore(FlushingStore):
     """A store with requests that are begun; the class that extends this one makes the connections."""
 
     pipelines = True
+    # a begun FLUSH has the turn; set by the thread that begins requests, and reset by its outcome
+    is_flushing_ahead = False
     _connections: List[Optional[PipelinedConnection]]
     _changes: UnflushedChanges
     _is_multi: bool
@@ -384,7 +397,11 @@ class PipelinedStore(FlushingStore):
         request.payload, request.durable, request.generation = data, durable, generation
         request.is_logged = not durable or self._changes.is_dirty  # as in NbdStore._change
         request.flags = numbers.FLAG_FUA if durable else 0
-        return connection if connection.begin(request) else None
+        if not connection.begin(request):
+            return None
+        if self._changes.is_half_full:
+            self._begin_flush(connection, owner)
+        return connection
 
     def _link(self, offset, length):
         """Returns the connection for a request of these bytes, or None if it cannot be begun."""
@@ -412,6 +429,9 @@ class PipelinedStore(FlushingStore):
 
     def outcome(self, request: Begun) -> Any:
         """As Begun.outcome."""
+        if request.command == numbers.CMD_FLUSH:
+            self._end_flush(request)
+            return None
         if request.is_lost or request.error == errno.ESHUTDOWN:
             return AGAIN
         if request.command == numbers.CMD_READ:
@@ -430,7 +450,64 @@ class PipelinedStore(FlushingStore):
             return AGAIN
         if request.durable:
             self._require_not_lost()
-        return AGAIN if self._changes.is_full else None  # write() flushes then
+        return FULL if self._changes.is_full else None
+
+    # -- flushes that make room in the log ---------------------------------------------------------
+
+    def _begin_flush(self, connection, owner):
+        """Begin a FLUSH, unless another flush is in progress."""
+        try:
+            self._flush_turn.get(False)
+        except queue.Empty:
+            return
+        request = Begun(self, owner, None, numbers.CMD_FLUSH, 0, 0)
+        request.mark = self._changes.mark()
+        self._begun += 1
+        self.is_flushing_ahead = True
+        if not connection.begin(request):
+            request.is_lost = True
+            self._end_flush(request)
+
+    def _end_flush(self, request):
+        """As _flush_medium ends."""
+        try:
+            if request.is_lost or request.error == errno.ESHUTDOWN:
+                return
+            if request.error:
+                log.error('%s: a flush failed: %s', self.path, os.strerror(request.error))
+                self._flush_failed(request.error)
+            self._require_not_lost()
+            if self._changes.forget(request.mark):
+                self._succeeded = self._begun
+        except OSError:
+            pass  # data is lost: every later flush says so
+        finally:
+            self.is_flushing_ahead = False
+            self._flush_turn.put(None)
+
+    def make_room(self, is_ahead: bool = False) -> None:
+        """If the log is full, wait for the flush that is in progress, which usually makes room, or flush.
+        is_ahead: flush before it is full, unless another flush is in progress. Raises OSError."""
+        is_full = self._changes.is_full
+        if not is_full and not is_ahead:
+            return
+        try:
+            self._flush_turn.get(is_full)
+        except queue.Empty:
+            return
+        try:
+            if self.lost:
+                raise failure(self.lost, self.path)
+            if self._changes.is_full or not is_full:
+                self._begun += 1
+                self._flush_medium()
+                self._succeeded = self._begun
+        finally:
+            self._flush_turn.put(None)
+
+    def _flush_failed(self, error: int) -> None:
+        """A FLUSH failed with this errno: acknowledged data may be lost, of all sessions."""
+        raise NotImplementedError
 
     def _require_not_lost(self) -> None:
         """Raises OSError if acknowledged data of the export was lost, in this or another session."""

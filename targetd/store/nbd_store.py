@@ -225,8 +225,10 @@ class NbdStore(PipelinedStore):
                 break
         if durable and has_fua:
             self._require_not_lost()
-        if durable and not has_fua or self._changes.is_full:
+        if durable and not has_fua:
             self.flush(offset, length)
+        elif self._changes.is_half_full:
+            self.make_room(is_ahead=True)
 
     # -- flushing ----------------------------------------------------------------------------------
 
@@ -235,18 +237,23 @@ class NbdStore(PipelinedStore):
             super(NbdStore, self).flush(offset, length)
 
     def _flush_medium(self):
-        mark = self._changes.mark()
-        try:
-            self._call(numbers.CMD_FLUSH, 0, 0, 0)
-        except _Clean:
-            pass
-        except OSError as e:
-            if not self._is_closed:
-                failure_flags.set_flag(self._flag)
-                self.lost = e.errno
-            raise
-        self._require_not_lost()
-        self._changes.forget(mark)
+        is_covered = False
+        while not is_covered:
+            mark = self._changes.mark()
+            try:
+                self._call(numbers.CMD_FLUSH, 0, 0, 0)
+            except _Clean:
+                pass
+            except OSError as e:
+                if not self._is_closed:
+                    self._flush_failed(e.errno)
+                raise
+            self._require_not_lost()
+            is_covered = self._changes.forget(mark)
+
+    def _flush_failed(self, error):
+        failure_flags.set_flag(self._flag)
+        self.lost = error
 
     def _set_dirty(self, is_dirty):
         if self.claim is not None:

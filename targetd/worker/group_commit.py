@@ -81,6 +81,8 @@ class GroupCommit(object):
                 self._not_alone = _NOT_ALONE
 
     def _may_flush_here(self, unit, connection):
+        if unit.store.is_flushing_ahead:  # the connection's thread receives the reply to that flush
+            return False
         seconds = unit.flush_seconds
         if seconds < SHORT_SECONDS:
             return True

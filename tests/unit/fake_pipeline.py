@@ -13,7 +13,8 @@ FLAGS = numbers.SEND_FUA | numbers.SEND_DF
 
 
 class Store(PipelinedStore):
-    """A store with this connection. given: what its owner got from other threads."""
+    """A store with this connection. given: what its owner got from other threads; flushes: how often a
+    thread has flushed."""
 
     def __init__(self, connection, is_multi=True):
         super().__init__({'kind': 'nbd', 'size': SIZE}, None)
@@ -21,7 +22,15 @@ class Store(PipelinedStore):
         self._changes = UnflushedChanges()
         self._is_multi, self._writes_durable = is_multi, not is_multi
         self._has_left, self._second_after = False, float('inf')
-        self.changes, self.given = self._changes, []
+        self.changes, self.given, self.flushes = self._changes, [], 0
+
+    def _flush_medium(self):
+        self.flushes += 1
+        self._require_not_lost()
+        self._changes.forget(self._changes.mark())
+
+    def _flush_failed(self, error):
+        self.lost = error
 
     def _require_not_lost(self):
         if self.lost:

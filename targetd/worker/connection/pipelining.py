@@ -19,9 +19,9 @@ import select
 import time
 
 from targetd import log
-from targetd.scsi.sbc import run_read_blocking, run_write
+from targetd.scsi.sbc import run_read_blocking, run_write, write_errors
 from targetd.scsi.sense import HARDWARE_ERROR, CheckCondition
-from targetd.store.base import AGAIN
+from targetd.store.base import AGAIN, FULL
 
 #: While another thread receives the replies of a server, it is tried again after so many milliseconds.
 ASIDE_MS = 5
@@ -140,6 +140,11 @@ class Pipelining(object):
             except Exception:  # a defect in targetd must end this command, but not the thread
                 log.exception('command %s failed unexpectedly' % bytes(task.cdb).hex())
                 outcome = CheckCondition(*_INTERNAL_TARGET_FAILURE)
+            if task is None:  # the store has begun this request itself
+                continue
+            if outcome is FULL:
+                task.run_blocking = _make_room
+                outcome = AGAIN
             if outcome is AGAIN:
                 connection.worker.executor.submit(connection.run_in_executor, task, task.unit)
             else:
@@ -167,12 +172,20 @@ class Pipelining(object):
             link.send_left()
         poll = select.poll()
         while link.begun and not link.is_lost:
-            poll.register(link.fileno(), select.POLLIN)
-            poll.poll(_LAST_MS)
+            descriptor = link.fileno()
+            if descriptor >= 0:  # the store may be closed now: a flush of its own is not waited for
+                poll.register(descriptor, select.POLLIN)
+                poll.poll(_LAST_MS)
             ended, goes_on = link.receive_ready()
             self._end(ended)
             if not goes_on:
                 time.sleep(ASIDE_MS / 1000.0)
+
+
+@write_errors
+def _make_room(task):
+    """Executor thread: the WRITE is done; its reply waits, so that the log of the store stays bounded."""
+    task.unit.store.make_room()
 
 
 def _send_left(link):

@@ -25,6 +25,17 @@ def test_changes_are_repeated_in_order_until_a_flush_covers_them():
     assert repeated(log) == [(512, b'two'), (0, b'three')]  # the next connection was lost, too
 
 
+def test_a_flush_of_an_earlier_connection_does_not_cover_what_was_repeated():
+    """Until both are repeated, the medium may have the first change in place of the second one."""
+    log = UnflushedChanges()
+    acknowledged(log, 0, b'one')
+    acknowledged(log, 0, b'two')
+    mark = log.mark()
+    log.begin_generation()
+    assert not log.forget(mark) and len(log) == 2
+    assert log.forget(log.mark()) and not log.is_dirty
+
+
 def test_the_log_has_a_copy_of_the_data():
     """The buffers of large writes are used again."""
     log, data = UnflushedChanges(), bytearray(b'first')
@@ -47,14 +58,18 @@ def test_the_log_is_full_by_bytes_and_by_changes(monkeypatch):
     monkeypatch.setattr(nbd_log, 'MOST_BYTES', 1000)
     monkeypatch.setattr(nbd_log, 'MOST_CHANGES', 5)
     log = UnflushedChanges()
-    acknowledged(log, 0, bytes(999))
+    acknowledged(log, 0, bytes(499))
+    assert not log.is_half_full
+    acknowledged(log, 0, bytes(1))
+    assert log.is_half_full
+    acknowledged(log, 0, bytes(499))
     assert not log.is_full
     acknowledged(log, 0, bytes(1))
     assert log.is_full
     log.forget(log.mark())
-    assert not log.is_full
-    for _ in range(5):
-        assert not log.is_full
+    assert not log.is_half_full
+    for number in range(5):
+        assert log.is_half_full == (number > 2) and not log.is_full
         log.add(log.generation, CMD_WRITE_ZEROES, 0, 0, 1 << 30, None)
     assert log.is_full
 

@@ -6,6 +6,7 @@ import select
 import socket
 import struct
 import threading
+from types import SimpleNamespace
 
 import pytest
 from fake_pipeline import FLAGS, SIZE, Store, arrived, data_reply
@@ -13,8 +14,8 @@ from nbd_peer import chunk, receive, simple
 
 from targetd.nbd import numbers
 from targetd.nbd.handshake import Export
-from targetd.store import nbd_pipeline
-from targetd.store.base import AGAIN
+from targetd.store import nbd_log, nbd_pipeline
+from targetd.store.base import AGAIN, FULL
 from targetd.store.nbd_pipeline import PipelinedConnection
 
 READ, WRITE = numbers.CMD_READ, numbers.CMD_WRITE
@@ -282,6 +283,99 @@ def test_a_durable_write_fails_after_a_loss(peer):
     with pytest.raises(OSError):
         request.outcome()
     assert store.write(0, b'x' * 512) is None
+
+
+@pytest.fixture
+def half_full(peer, monkeypatch):
+    """A store whose log is full with 4 writes of 512 bytes and has 2, its connection and the server's socket;
+    the third WRITE and a FLUSH have been sent. cookies: of both."""
+    monkeypatch.setattr(nbd_log, 'MOST_BYTES', 2048)
+    store, connection, server = peer()
+    for number in range(2):
+        store.write(512 * number, b'x' * 512)
+        connection.send_begun()
+        server.sendall(simple(arrived(server, 1, 512)[0][2]))
+        ended(connection)
+    store.write(1024, b'x' * 512, context='write')
+    connection.send_begun()
+    write, flush = arrived(server, 1, 512)[0], arrived(server)[0]
+    assert (write[1], flush[1]) == (WRITE, numbers.CMD_FLUSH) and store.is_flushing_ahead
+    return SimpleNamespace(
+        store=store, connection=connection, server=server, cookies=(write[2], flush[2])
+    )
+
+
+def test_a_flush_begins_when_the_log_is_half_full(half_full):
+    """One at a time; it covers what was acknowledged before it."""
+    store, server = half_full.store, half_full.server
+    store.write(1536, b'x' * 512, context='next')
+    half_full.connection.send_begun()
+    next_one = arrived(server, 1, 512)[0][2]
+    for cookie in (next_one,) + half_full.cookies:
+        server.sendall(simple(cookie))
+    assert ended(half_full.connection, 3) == {'next': None, 'write': FULL, None: None}
+    assert [change[3] for change in store.changes.all()] == [1536, 1024]
+    assert not store.is_flushing_ahead
+    store.make_room()  # of the WRITE that found the log full
+    assert not store.flushes
+    store.write(0, b'x' * 512)
+    assert store.is_flushing_ahead and half_full.connection.in_flight == 2
+
+
+def in_thread(work):
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_full_log_is_waited_for_until_the_flush_ends(half_full):
+    half_full.store.changes.add(0, WRITE, 0, 0, 1024, b'o' * 1024)
+    thread = in_thread(half_full.store.make_room)
+    thread.join(0.05)
+    assert thread.is_alive()
+    half_full.server.sendall(simple(half_full.cookies[1]))
+    ended(half_full.connection)
+    thread.join(10)
+    assert not thread.is_alive() and not half_full.store.flushes
+
+
+def test_another_flush_waits_for_the_one_that_was_begun(half_full):
+    """It could succeed before the failure of that one is known, which the server does not report twice."""
+    store, failed = half_full.store, []
+
+    def flush():
+        try:
+            store.flush(0, SIZE)
+        except OSError as e:
+            failed.append(e.errno)
+
+    thread = in_thread(flush)
+    thread.join(0.05)
+    assert thread.is_alive() and not store.flushes
+    half_full.server.sendall(simple(half_full.cookies[1], 5))
+    ended(half_full.connection)
+    thread.join(10)
+    assert failed == [errno.EIO] and not store.flushes and len(store.changes) == 2
+    assert store.write(0, b'x' * 512) is None  # a thread gets the error
+
+
+@pytest.mark.parametrize('loss', ['noticed here', 'the server shuts down', 'noticed elsewhere'])
+def test_a_begun_flush_whose_connection_is_lost_makes_nothing_durable(half_full, loss):
+    store, connection, server = half_full.store, half_full.connection, half_full.server
+    if loss == 'the server shuts down':
+        for cookie in half_full.cookies:
+            server.sendall(simple(cookie, 108))
+        assert ended(connection, 2) == {'write': AGAIN, None: None}
+    else:
+        if loss == 'noticed here':
+            server.close()
+            assert connection.receive_ready()[0] == []
+        else:
+            connection.fail('lost')
+        assert [each.outcome() for each in store.given] == [AGAIN, None]
+    assert len(store.changes) == 2 and not store.lost and not store.is_flushing_ahead
+    store.flush(0, SIZE)
+    assert store.flushes == 1
 
 
 def test_what_cannot_be_begun_is_left_to_the_verbs(peer, monkeypatch):

@@ -8,87 +8,14 @@ import threading
 
 import pytest
 from daemon import eventually
-from nbd_peer import FLAGS, Closed, Peer, chunk, simple
+from keeper_export import MULTI, SIZE, commands, exports
+from nbd_peer import FLAGS, Closed, chunk, simple
 
-from targetd import compat
-from targetd.master.exports.nbd_keeper import Keeper
-from targetd.nbd import numbers, uri
-from targetd.store import failure_flags, nbd_line, nbd_log, nbd_store
-from targetd.store.base import NO_CAPABILITIES
+from targetd.nbd import numbers
+from targetd.store import failure_flags, nbd_line, nbd_store
 from targetd.store.filter_settings import parse_filters
-from targetd.store.opened_store import from_descriptor
 
-SIZE = 1 << 20
-MULTI = numbers.CAN_MULTI_CONN
-
-
-class Export(object):
-    """A Peer, its keeper, and the stores of its sessions."""
-
-    def __init__(self, path, **more):
-        self.peer = Peer(path, **more)
-        self.flag = failure_flags.new_flag()
-        self.claim = compat.memory_file('test', 4096)
-        ours, theirs = nbd_line.pair()
-        self.control = ours
-        self.before = (self.peer.size, self.peer.flags, 1)
-        self.keeper = Keeper(theirs, uri.parse_uri(self.peer.uri), self.before, False, self.claim)
-        self.thread = threading.Thread(target=self.keeper.run, daemon=True)
-        self.thread.start()
-        self.stores = []
-
-    def session(self, filters=(), **more):
-        """Another NbdStore, as a worker has it; more: further words of the description."""
-        words = {
-            'kind': 'nbd',
-            'path': self.peer.uri,
-            'size': self.peer.size,
-            'multi': bool(self.peer.flags & MULTI),
-            'flag': self.flag,
-            'filters': filters,
-            'capabilities': NO_CAPABILITIES._replace(unmap=True)._asdict(),
-        }
-        words.update(more)
-        line = nbd_line.open_line(self.control.fileno(), self.flag)
-        self.stores.append(from_descriptor(words, line, os.dup(self.claim)))
-        return self.stores[-1]
-
-    def restart(self, memory=None):
-        """The server dies, and is back with this memory (that which it had)."""
-        old = self.peer
-        old.close()
-        os.unlink(old.path)
-        self.peer = Peer(old.path, old.size, old.flags, old.answer)
-        if memory is None:
-            self.peer.memory[:] = old.memory
-        return old
-
-    def close(self):
-        for store in self.stores:
-            store.close()
-        self.control.close()
-        self.peer.close()
-        self.thread.join(20)
-        assert not self.thread.is_alive(), 'the keeper has not ended'
-        os.close(self.claim)
-
-
-@pytest.fixture
-def export(tmp_path):
-    """export(flags=…, answer=…) -> an Export, closed at the end."""
-    made = []
-
-    def make(**more):
-        made.append(Export(str(tmp_path / ('%d.sock' % len(made))), **more))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.close()
-
-
-def commands(peer):
-    return [request[0] for request in peer.requests]
+export = pytest.fixture(exports)
 
 
 def test_verbs(export):
@@ -185,23 +112,6 @@ def test_a_server_that_sends_nonsense_gets_the_request_on_a_new_connection(expor
     one = export(answer=lambda request: wrong.pop() if wrong else None)
     assert one.session().read(0, 512) == bytes(512)
     assert len(one.peer.connections) == 2
-
-
-def test_a_flush_that_failed_fails_ever_after_in_every_session(export):
-    def answer(request):
-        return simple(request[2], 5) if request[0] == numbers.CMD_FLUSH and failing else None
-
-    failing = [True]
-    one = export(answer=answer)
-    store, other = one.session(), one.session()
-    store.write(0, b'x' * 512, False)
-    with pytest.raises(OSError):
-        store.flush(0, SIZE)
-    failing.pop()
-    for each in (store, other):
-        with pytest.raises(OSError):
-            each.flush(0, SIZE)
-        assert each.lost
 
 
 def test_two_sessions_with_unflushed_writes_have_lost_data(export):
@@ -310,15 +220,6 @@ def test_what_one_of_two_sessions_leaves_is_lost(export):
     store._connections[0].fail('noticed')
     store.close()
     eventually(lambda: failure_flags.is_set(one.flag), 10)
-
-
-def test_the_log_is_flushed_when_it_is_full(export, monkeypatch):
-    monkeypatch.setattr(nbd_log, 'MOST_BYTES', 4096)
-    one = export()
-    store = one.session()
-    for number in range(16):
-        store.write(512 * number, b'x' * 512, False)
-    assert commands(one.peer).count(numbers.CMD_FLUSH) == 2
 
 
 def test_blocks_of_the_server(export, monkeypatch):
@@ -530,19 +431,3 @@ def test_pre_fetch(export):
     other = export()
     other.session().prefetch(1024, 4096)
     assert commands(other.peer) == [numbers.CMD_READ]
-
-
-def test_a_flush_alone_waits_for_the_server_if_something_is_not_durable(export):
-    """Without a connection while everything is; for some seconds only with a limit, and then data is lost."""
-    made = export()
-    session = made.session()
-    made.session(only_flushes=True).flush(0, SIZE)
-    assert made.peer.requests == []
-    session.write(0, b'a' * 512, False)
-    made.session(only_flushes=True).flush(0, SIZE)
-    assert made.peer.requests[-1][0] == numbers.CMD_FLUSH
-    session.write(0, b'b' * 512, False)
-    made.peer.close()
-    with pytest.raises(OSError) as failed:
-        made.session(only_flushes=True, patience=0.2).flush(0, SIZE)
-    assert failed.value.errno == errno.ETIMEDOUT and failure_flags.is_set(made.flag)

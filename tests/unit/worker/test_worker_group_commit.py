@@ -18,8 +18,10 @@ class Unit(object):
 
     blocks, block_size, unflushed = 8, 512, 0
     flush_seconds = float('inf')
+    is_flushing_ahead = False
 
     def __init__(self):
+        self.store = self
         self.began, self.outcomes = queue.Queue(), queue.Queue()
 
     def flush(self, offset, length):
@@ -124,6 +126,13 @@ def test_a_failed_flush_fails_every_write_of_its_batch(harness, error):
     harness.unit.outcomes.put(None)
     harness.add(5)
     assert answers(harness, 1) == [(5, None)]
+
+
+def test_a_flush_that_the_thread_itself_would_have_to_end_is_not_waited_for_there(harness):
+    harness.unit.flush_seconds, harness.unit.is_flushing_ahead = 0.0, True
+    harness.unit.outcomes.put(None)
+    harness.add(1)
+    assert answers(harness, 1) == [(1, None)] and not harness.connection.blocked
 
 
 def flushed_here(harness, seconds, *itts):

@@ -11,6 +11,7 @@ from nbd_peer import simple
 
 from targetd.nbd.handshake import Export
 from targetd.scsi.sbc import run_read_blocking, run_write
+from targetd.store import nbd_log
 from targetd.store.nbd_pipeline import PipelinedConnection
 from targetd.worker.connection.blocking import Blocking
 from targetd.worker.connection.pipelining import run_elsewhere
@@ -160,6 +161,26 @@ def test_an_executor_thread_does_what_was_on_a_lost_connection(bench, loss):
     connection.run_submitted()
     assert connection.submitted == [(connection.run_in_executor, task) for task in tasks]
     assert not connection.finished
+
+
+def test_a_write_that_fills_the_log_is_not_sent_twice(bench, monkeypatch):
+    """Its reply waits until the flush that was begun has made room."""
+    monkeypatch.setattr(nbd_log, 'MOST_BYTES', 1024)
+    connection, server = bench.connection, bench.server
+    tasks = []
+    for number in range(2):
+        tasks.append(bench.write(number, b'x' * 512))
+        connection._receive_and_act()
+        server.sendall(simple(arrived(server, 1, 512)[0][2]))
+        connection._receive_and_act()
+    ((work, task),) = connection.submitted
+    assert (work, task) == (connection.run_in_executor, tasks[1])
+    assert connection.finished == [(tasks[0], None)]
+    server.sendall(simple(arrived(server)[0][2]))  # the flush
+    connection._receive_and_act()
+    assert task.run_blocking(task) is None
+    assert not bench.store.flushes and not connection.pipelining._links
+    assert [change[3] for change in bench.store.changes.all()] == [512]
 
 
 def test_another_thread_and_a_slow_line_use_an_executor_thread(bench):
