@@ -118,14 +118,30 @@ def _add_common(parser, default_socket_text=None, default_json=False):
     )
 
 
-def build_parser():
-    """The argparse parser of the table. The parsed arguments have an attribute `row`, the Command."""
+def rows_of(arguments):
+    """The rows of the table that these arguments can mean: those of the command with which they begin, after
+    the options of all commands; or else all rows. A parser of all rows takes as long as the rest of a
+    command."""
+    at = 0
+    while arguments[at : at + 1] in (['-s'], ['--socket'], ['--json'], ['--wide']):
+        at += 2 if arguments[at] in ('-s', '--socket') else 1
+    found = []
+    for row in TABLE:
+        words = row.words.split()
+        if words == arguments[at : at + len(words)]:
+            found.append(row)
+    return found or TABLE
+
+
+def build_parser(rows=TABLE):
+    """The argparse parser of these rows of the table. The parsed arguments have an attribute `row`, the
+    Command."""
     parser = argparse.ArgumentParser(prog='targetdctl', description='Control a running targetd.')
     parser.add_argument('--version', action='version', version='targetdctl ' + __version__)
     _add_common(parser)
     verbs = parser.add_subparsers(metavar='COMMAND', dest='verb')
     groups = {}
-    for row in sorted(TABLE, key=lambda row: ORDER.index(row.words.split()[0])):
+    for row in sorted(rows, key=lambda row: ORDER.index(row.words.split()[0])):
         words = row.words.split()
         place = verbs
         if words[0] in COMMANDS_WITH_A_SECOND_WORD:
@@ -346,8 +362,9 @@ def main(arguments=None):
             file=sys.stderr,
         )
         return EXIT_USAGE
-    parser = build_parser()
-    parsed = parser.parse_args(joined(sys.argv[1:] if arguments is None else arguments))
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = build_parser(rows_of(words))
+    parsed = parser.parse_args(joined(words))
     if not hasattr(parsed, 'row'):
         parser.print_usage(sys.stderr)
         lists = [row.words.split()[1] for row in TABLE if row.words.startswith('%s ' % parsed.verb)]

@@ -27,6 +27,20 @@ def test_why_slow_is_a_command_beside_why():
     assert cli.joined(['show', 'sessions']) == ['show', 'sessions']
 
 
+def test_only_the_command_that_is_used_is_added_to_the_parser():
+    """With the others, building the parser would take as long as the rest of a command."""
+    for before in ([], ['-s', 'show'], ['--json'], ['--wide', '--socket', 'x', '--json']):
+        for row in commands.TABLE:
+            found = cli.rows_of(before + row.words.split() + ['x'])
+            assert row in found and len(found) <= 2, row.words
+    assert [row.words for row in cli.rows_of(['why', 'slow', '7'])] == ['why', 'why slow']
+    for other in ([], ['show'], ['show', 'x'], ['--help', 'status'], ['-s'], ['nonsense']):
+        assert cli.rows_of(other) == commands.TABLE
+    # what is said about a wrong argument does not depend on the other commands
+    small, large = cli.build_parser(cli.rows_of(['show', 'units'])), cli.build_parser()
+    assert small.format_usage() == large.format_usage()
+
+
 def targetdctl(path, answer, *arguments):
     """Run the command against a server that sends one reply; returns (exit code, request)."""
     server = FakeServer(path, answer)
