@@ -37,7 +37,7 @@ JOBS = sorted(
     if os.path.exists(os.path.join(HERE, name, 'run.sh'))
     and not os.path.exists(os.path.join(HERE, name, 'long-run'))
 )
-SECONDS = 900
+SECONDS = 1200  # of a job, beside other tests
 GUESTS = int(os.environ.get('GUESTS') or 1)
 
 
