@@ -44,8 +44,11 @@ serve_and_login() { # target: targetd with the configuration of the job, and a s
 
 control() { (cd / && python3 -m targetd.admin.cli -s /run/targetd.sock "$@"); }
 eventually() { # seconds, a command that must succeed in that time
-    for _ in $(seq $((10 * $1))); do if "${@:2}" > /dev/null 2>&1; then return 0; fi; sleep 0.1; done
-    echo "not within $1 s: ${*:2}"; "${@:2}"
+    local seconds=$1 end=$((SECONDS + $1)); shift
+    until "$@" > /dev/null 2>&1; do
+        if [ $SECONDS -ge $end ]; then echo "not within $seconds s: $*"; "$@"; return; fi
+        sleep 0.1
+    done
 }
 
 discover_twice() { # as two initiators: iqn.2024-01.guest:initiator and iqn.2024-01.guest:second

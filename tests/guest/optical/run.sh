@@ -15,14 +15,14 @@ label() { [ "$(blkid -p -o value -s LABEL "$cd")" = "$1" ]; }
 
 say "the kernel's driver"
 modprobe sr_mod
-eventually 30 test -b /dev/sr0
+eventually 60 test -b /dev/sr0
 cd=/dev/sr0
 dmesg | grep -q 'sr 0:0:0:0: Power-on\|sr0: .*drive' || dmesg | tail -n 5
 [ "$(cat /sys/block/sr0/size)" = "$(($(stat -c %s /tmp/first.iso) / 512))" ]
 [ "$(cat /sys/block/sr0/removable /sys/block/sr0/queue/logical_block_size)" = "$(printf '1\n2048')" ]
 grep -q 'Can play audio:.*0\|Can read DVD:.*1' /proc/sys/dev/cdrom/info
 cmp "$cd" /tmp/first.iso
-eventually 10 label FIRST
+eventually 60 label FIRST
 
 say "a file of the image; a host that does not answer the request keeps its medium"
 mkdir -p /mnt/cd
@@ -35,7 +35,7 @@ umount /mnt/cd
 say "another medium, without a new login"
 echo 2000 > /sys/module/block/parameters/events_dfl_poll_msecs   # as the rules of udev have it after a boot
 control medium $target/0 /tmp/second.iso
-eventually 20 label SECOND
+eventually 60 label SECOND
 cmp $cd /tmp/second.iso
 mount -t iso9660 -o ro $cd /mnt/cd
 [ "$(cat /mnt/cd/other.txt)" = second ]
@@ -43,13 +43,13 @@ umount /mnt/cd
 
 say "eject and load, by the initiator and by the administrator"
 tray 0x5309                                   # CDROMEJECT
-eventually 20 is_empty
+eventually 60 is_empty
 tray 0x5319                                   # CDROMCLOSETRAY
-eventually 20 label SECOND
+eventually 60 label SECOND
 control medium $target/0 none
-eventually 20 is_empty
+eventually 60 is_empty
 control medium $target/0 /tmp/first.iso
-eventually 20 label FIRST
+eventually 60 label FIRST
 cmp $cd /tmp/first.iso
 
 say "sg3_utils"
@@ -63,7 +63,7 @@ if sg_dd if=/dev/zero of=$cd bs=2048 count=1 2> /tmp/out; then echo "a drive was
 sg_vpd -p sn $cd > /tmp/serial
 logout $target
 login $target
-eventually 30 test -b $cd
+eventually 60 test -b $cd
 sg_vpd -p sn $cd | cmp - /tmp/serial
 cmp $cd /tmp/first.iso
 logout $target

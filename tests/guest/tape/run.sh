@@ -12,7 +12,7 @@ refused() { if "$@" > /tmp/refused 2>&1; then echo "it succeeded: $*"; exit 1; f
 
 say "the kernel's driver"
 modprobe -a st sg
-eventually 30 test -c /dev/nst0
+eventually 60 test -c /dev/nst0
 expect type=114 file=0 block=0 blocksize=0 BOT ONLINE
 grep -q 'VIRTUAL-TAPE' /sys/class/scsi_tape/nst0/device/model
 
@@ -98,7 +98,7 @@ tar -C /tmp/one -cf /dev/nst0 .
 told=$(mt tell)
 logout $target
 login $target
-eventually 30 test -c /dev/nst0
+eventually 60 test -c /dev/nst0
 [ "$(mt tell)" = "$told" ]
 mt rewind
 mt fsf 1
@@ -121,7 +121,7 @@ mt offline
 expect DR_OPEN
 truncate -s 32M /tmp/second.tape
 control medium $target/0 /tmp/second.tape
-eventually 20 mt tell
+eventually 60 mt tell
 expect file=0 block=0 BOT
 dd if=/dev/nst0 of=/tmp/nothing bs=10k 2> /dev/null || true
 [ ! -s /tmp/nothing ]
@@ -129,11 +129,11 @@ mt rewind
 tar -C /tmp/two -cf /dev/st0 .
 restored two
 control medium $target/0 /tmp/first.tape
-eventually 20 mt tell
+eventually 60 mt tell
 expect file=0 block=0 BOT
 dd if=/dev/nst0 of=/dev/null bs=64k count=10
 control medium $target/0 /tmp/second.tape
-eventually 20 mt tell
+eventually 60 mt tell
 restored two
 mt rewind
 mt erase
@@ -144,7 +144,7 @@ say "a protected tape"
 mt rewind
 tar -C /tmp/two -cf /dev/st0 .
 control lun readonly $target/0
-eventually 20 mt tell
+eventually 60 mt tell
 refused tar -C /tmp/one -cf /dev/nst0 .
 mt rewind
 restored two
@@ -152,7 +152,7 @@ control lun online $target/0
 
 say "sg3_utils"
 generic=/dev/$(basename "$(ls -d /sys/class/scsi_tape/nst0/device/scsi_generic/*)")
-eventually 10 sg_turs "$generic"
+eventually 60 sg_turs "$generic"
 sg_inq "$generic" | grep -q 'PDT=1'
 sg_logs -p 0xc "$generic" | grep -qi 'sequential'
 sg_logs -p 0x2e "$generic" | grep -qi 'tapealert\|tape alert'
