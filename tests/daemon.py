@@ -19,6 +19,8 @@ import psutil
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 EXIT_NOT_DURABLE = 8  # a unit has failed, or could not be flushed at the stop
+#: Factor of every time limit here, for a machine that is slower than those of CI (an emulated guest).
+PATIENCE = float(os.environ.get('TARGETD_TEST_PATIENCE', '1'))
 STOP_SECONDS = 15  # generous: an ordered stop asks initiators for logout first
 START_SECONDS = 60  # on a busy machine; one second on an idle one
 LIVING = []  # the Daemons of fixtures that are in use now, for the report of a failure
@@ -27,7 +29,8 @@ TARGET = 'iqn.2026-11.test.targetd:disk'
 
 def eventually(question, seconds=10.0, what=None):
     """Calls a function until its result is true and returns the result; raises AssertionError after
-    `seconds`. `what`: description of the awaited event, or a callable that returns it."""
+    `seconds` times PATIENCE. `what`: description of the awaited event, or a callable that returns it."""
+    seconds *= PATIENCE
     end = time.monotonic() + seconds
     while True:
         answer = question()
@@ -37,7 +40,7 @@ def eventually(question, seconds=10.0, what=None):
             seconds,
             what() if callable(what) else what or question,
         )
-        time.sleep(0.02)  # the pause of a poll, not a wait for luck
+        time.sleep(0.02 * PATIENCE)  # the pause of a poll, not a wait for luck
 
 
 def free_port(address='127.0.0.1'):
@@ -212,7 +215,7 @@ class Daemon(object):
     def run_once(self, *arguments):
         """Runs targetd until it ends; returns (exit code, output and log)."""
         self.launch(*arguments)
-        code = self.process.wait(START_SECONDS)
+        code = self.process.wait(START_SECONDS * PATIENCE)
         self.process = None
         return code, self.log
 
@@ -226,7 +229,7 @@ class Daemon(object):
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            timeout=START_SECONDS,
+            timeout=START_SECONDS * PATIENCE,
         )
         return done.returncode, done.stdout.decode('utf-8', 'replace')
 
@@ -240,7 +243,7 @@ class Daemon(object):
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            timeout=seconds,
+            timeout=seconds * PATIENCE,
         )
         return done.returncode, done.stdout.decode('utf-8', 'replace')
 
@@ -295,7 +298,7 @@ class Daemon(object):
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            timeout=60,
+            timeout=60 * PATIENCE,
         )
         text = done.stdout.decode('utf-8', 'replace')
         assert done.returncode == 0, text
@@ -307,7 +310,7 @@ class Daemon(object):
         if self.process.poll() is None:
             self.signal(signal.SIGTERM)
         try:
-            code = self.process.wait(seconds)
+            code = self.process.wait(seconds * PATIENCE)
         except subprocess.TimeoutExpired:
             self.kill()
             raise AssertionError(
@@ -323,7 +326,7 @@ class Daemon(object):
                 process.kill()
             except (psutil.NoSuchProcess, ProcessLookupError):
                 pass
-        self.process.wait(5)
+        self.process.wait(5 * PATIENCE)
         self.process = None
         # a child that was just being forked keeps the port for a moment; a restarted Daemon would
         # mistake it for the new server

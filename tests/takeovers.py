@@ -1,16 +1,14 @@
 """Two servers for one disk, and initiators with a path to each: the active server is killed, stopped and
 continued later, or cut off, and the other one takes over, again and again.
 
-Every writer has blocks of its own and writes numbered blocks with a checksum; a write counts when it was
-acknowledged as durable (FUA, or SYNCHRONIZE CACHE afterwards). A path that does not answer, or is in
-standby, is left for the other one. After each takeover every block is read on the new path: it must have
-the number that was acknowledged last, so no write is missing, and none of the other server came
+The initiators are those of path_writers.py. After each takeover every block is read on the new path: it must
+have the number that was acknowledged last, so no write is missing, and none of the other server came
 afterwards. At the end the file is read directly.
 
-What a stopped server had received before is not tested: it may execute that when it goes on, until it has
-looked who holds the state. So the writers are between two commands when a server is stopped. Only a fence
+What a stopped server had received before is not tested here: it may execute that when it goes on, until it
+has looked who holds the state. So the writers are between two commands when a server is stopped. Only a fence
 (power, the network, the disk's own reservations) excludes that: with one (Takeovers.has_fence) the writers do
-not pause.
+not pause (fenced_takeovers.py).
 """
 
 import os
@@ -20,48 +18,21 @@ import struct
 import subprocess
 import threading
 import time
-import zlib
 from collections import Counter
 
 import psutil
-from daemon import TARGET, Daemon, eventually
-from initiator import LoginFailed, connect
-from pdus import Closed
+from daemon import PATIENCE, TARGET, Daemon, eventually
+from initiator import connect
+from path_writers import BLOCK, BLOCKS, KEY, Writer, Wrong
 
-BLOCK = 512
-BLOCKS = 512  # of each writer
 WRITERS = 3
 SIZE = 16 << 20
 SERVER_ID = '6c1a9a3e-3a36-4b0f-8a44-0c8f5c0a7d11'
-KEY = 0xABCD0001
-#: A path that does not answer for so long is left.
-ANSWER_SECONDS = 2.0
-#: A path that was left because it does not answer is tried again after this time.
-REST_SECONDS = 4.0
 #: The goal for the first write on the other path after the order, on an idle machine.
 GOAL_SECONDS = 5.0
-LOST = (Closed, OSError, socket.timeout, LoginFailed)
 HOW = ('killed', 'stopped', 'cut off', 'in order')
-
-
-class Wrong(Exception):
-    """A server broke a promise."""
-
-
-def block_of(writer, lba, number):
-    """The contents of a block: writer, LBA, number of the write, and a checksum."""
-    body = struct.pack('>HIQ', writer, lba, number) * 37
-    return body[:508] + struct.pack('>I', zlib.crc32(body[:508]))
-
-
-def number_in(data, writer, lba):
-    """The number of the write that a block is of; 0 for zeroes. Raises Wrong."""
-    if data == bytes(BLOCK):
-        return 0
-    found = struct.unpack_from('>HIQ', data)
-    if data != block_of(*found) or found[:2] != (writer, lba):
-        raise Wrong('block %d of writer %d is damaged' % (lba, writer))
-    return found[2]
+#: It goes on and the other one takes over all the same, which only a fence makes harmless.
+NOTHING = 'still running'
 
 
 class Relay(object):
@@ -129,171 +100,13 @@ class Relay(object):
                 pass
 
 
-class Multipath(object):
-    """An initiator with a session to each server, which uses one of them. current: the number of that
-    server; switches: how often it was changed."""
-
-    def __init__(self, addresses, name):
-        self._addresses = addresses
-        self._name = name
-        self._sessions = [None] * len(addresses)
-        self._rest = [0.0] * len(addresses)
-        self.current = 0
-        self.switches = 0
-
-    def _session(self):
-        session = self._sessions[self.current]
-        if session is None:
-            session = connect(
-                self._addresses[self.current], TARGET, name=self._name, timeout=ANSWER_SECONDS
-            )
-            self._sessions[self.current] = session
-        return session
-
-    def _fail(self):
-        session, self._sessions[self.current] = self._sessions[self.current], None
-        if session is not None:
-            session.close()
-        self._rest[self.current] = time.monotonic() + REST_SECONDS
-        self._switch()
-
-    def _switch(self):
-        other = (self.current + 1) % len(self._addresses)
-        if time.monotonic() >= self._rest[other]:
-            self.current, self.switches = other, self.switches + 1
-        time.sleep(0.05)
-
-    def execute(self, cdb, read=0, out=None, seconds=60):
-        """The Result GOOD of a command, on whichever path does it. Raises Wrong."""
-        end = time.monotonic() + seconds
-        result = None
-        while time.monotonic() < end:
-            try:
-                result = self._session().run(cdb, 0, read, out)
-            except LOST:
-                self._fail()
-                continue
-            if result.status == 0:
-                return result
-            if result.status in (0x08, 0x28):  # BUSY, TASK SET FULL
-                time.sleep(0.05)
-            elif result.status == 0x02 and result.key[0] in (6, 0xB):
-                pass  # UNIT ATTENTION, ABORTED COMMAND
-            elif result.status == 0x02 and result.key in ((2, 0x04, 0x0B), (2, 0x04, 0x0A)):
-                self._switch()  # in standby, or about to be
-            elif result.status == 0x02 and result.key == (5, 0x25, 0):
-                self._fail()  # the LUN is coming or going
-            else:
-                raise Wrong('%s ended with %r' % (cdb.hex(), result))
-        raise Wrong('%s is not done after %d seconds: %r' % (cdb.hex(), seconds, result))
-
-    def check(self):
-        """What the path checker of multipath software does before the next command."""
-        self.execute(bytes(6))
-
-    def close(self):
-        for session in self._sessions:
-            if session is not None:
-                session.close()
-
-
-class Writer(threading.Thread):
-    """acknowledged: {LBA: number of the write}; done: [(time, path)] of acknowledged writes; complaint: why
-    it ended too early."""
-
-    def __init__(self, number, addresses):
-        super(Writer, self).__init__(daemon=True)
-        self.number = number
-        self.path = Multipath(addresses, 'iqn.2026-11.test:writer-%d' % number)
-        self.acknowledged = {}
-        self.done = []
-        self.count = 0
-        self.complaint = None
-        self.may_go = threading.Event()
-        self.is_waiting = threading.Event()
-        self.is_over = threading.Event()
-
-    def lba(self, index):
-        return self.number * BLOCKS + index
-
-    def register(self):
-        """Register a key for the paths through both servers (ALL_TG_PT)."""
-        parameters = struct.pack('>QQ4xB3x', 0, KEY, 4)
-        self.path.execute(struct.pack('>BBB2xIB', 0x5F, 6, 0, len(parameters), 0), out=parameters)
-
-    def reserve(self):
-        """WRITE EXCLUSIVE, REGISTRANTS ONLY."""
-        parameters = struct.pack('>QQ8x', KEY, 0)
-        self.path.execute(struct.pack('>BBB2xIB', 0x5F, 1, 5, len(parameters), 0), out=parameters)
-
-    def keys(self):
-        data = self.path.execute(struct.pack('>BB5xHB', 0x5E, 0, 1024, 0), read=1024).data[8:]
-        return list(struct.unpack('>%dQ' % (len(data) // 8), data))
-
-    def pause(self):
-        self.may_go.clear()
-        if not self.is_waiting.wait(60) and self.is_alive():
-            raise Wrong('writer %d does not pause' % self.number)
-
-    def run(self):
-        try:
-            while not self.is_over.is_set():
-                if not self.may_go.is_set():
-                    self.is_waiting.set()
-                    self.may_go.wait(0.2)
-                    continue
-                if self.is_waiting.is_set():
-                    self.is_waiting.clear()
-                    self.path.check()
-                self._write_one()
-        except Exception as e:
-            self.complaint = 'writer %d: %r' % (self.number, e)
-            self.is_waiting.set()
-        finally:
-            self.path.close()
-
-    def _write_one(self):
-        self.count += 1
-        index = self.count * 7 % BLOCKS
-        lba, is_forced = self.lba(index), self.count % 4 != 0
-        data = block_of(self.number, lba, self.count)
-        cdb = struct.pack('>BBIBHB', 0x2A, 8 if is_forced else 0, lba, 0, 1, 0)
-        path = self.path.current
-        while True:
-            self.path.execute(cdb, out=data)
-            path = self.path.current
-            if is_forced:
-                break
-            self.path.execute(b'\x35' + bytes(9))  # SYNCHRONIZE CACHE
-            if (
-                self.path.current == path
-            ):  # else the write may have been lost with the cache of the other one
-                break
-        self.acknowledged[lba] = self.count
-        self.done.append((time.monotonic(), path))
-
-    def verify(self):
-        """Read all blocks on the path. Raises Wrong."""
-        for start in range(0, BLOCKS, 64):
-            cdb = struct.pack('>BBIBHB', 0x28, 0, self.lba(start), 0, 64, 0)
-            data = self.path.execute(cdb, read=64 * BLOCK).data
-            for index in range(64):
-                self.compare(self.lba(start + index), data[index * BLOCK : (index + 1) * BLOCK])
-
-    def compare(self, lba, data):
-        found, wanted = number_in(bytes(data), self.number, lba), self.acknowledged.get(lba, 0)
-        if found != wanted:
-            raise Wrong(
-                'block %d of writer %d has write %d; write %d was acknowledged last'
-                % (lba, self.number, found, wanted)
-            )
-
-
 class Takeovers(object):
     """The run. Needs root, for loop devices: two of them on one file are one disk in two hosts. With
     direct-io nothing stays in the page cache of a server that is gone. A subclass can have other disks."""
 
     has_fence = False
+    writer_count = WRITERS
+    rest = 0.0  # of each Writer
     target_lines = ()
     lun_lines = ('allow-in-use = yes', 'direct-io = yes')
 
@@ -315,7 +128,7 @@ class Takeovers(object):
             self.devices.append(self.attach_disk())
             directory = os.path.join(self.directory, 'server-%d' % number)
             os.makedirs(directory, exist_ok=True)
-            daemon = Daemon(directory)
+            daemon = self.make_daemon(number, directory)
             daemon.text.server.update({'server-id': SERVER_ID, 'stop-timeout': '2'})
             daemon.text.groups = {number: daemon.text.groups.pop(1)}
             lines = ('initiator-address = ALL', 'partner-groups = %d' % (3 - number))
@@ -337,13 +150,17 @@ class Takeovers(object):
         self.wait_for(lambda: self.daemons[0].units()[0]['state'] == 'ready', 'the first server')
         self.daemons[1].start()
         addresses = [relay.address for relay in self.relays]
-        self.writers = [Writer(number, addresses) for number in range(WRITERS)]
+        self.writers = [Writer(number, addresses, self.rest) for number in range(self.writer_count)]
         for writer in self.writers:
             writer.register()
         self.writers[0].reserve()
         for writer in self.writers:
             writer.may_go.set()
             writer.start()
+
+    def make_daemon(self, number, directory):
+        """Returns the Daemon of the server with this number."""
+        return Daemon(directory)
 
     def attach_disk(self):
         """Returns the path of the disk as the next server sees it."""
@@ -354,7 +171,11 @@ class Takeovers(object):
         return ran.stdout.decode().strip()
 
     def wait_for(self, question, what, seconds=60):
-        eventually(question, seconds, lambda: '%s in:\n%s' % (what, self.daemons[0].log))
+        eventually(
+            question,
+            seconds,
+            lambda: '\n'.join(['%s in:' % what] + [daemon.log for daemon in self.daemons]),
+        )
 
     def close(self):
         for writer in self.writers:
@@ -362,7 +183,7 @@ class Takeovers(object):
             writer.may_go.set()
         for writer in self.writers:
             if writer.ident is not None:
-                writer.join(90)
+                writer.join(90 * PATIENCE)
         for daemon in self.daemons:
             if daemon.process is not None:
                 self.signal(daemon, signal.SIGCONT)
@@ -385,6 +206,9 @@ class Takeovers(object):
         except psutil.NoSuchProcess:
             pass
 
+    def note(self, text):
+        """Something has happened. A subclass can print it."""
+
     # -- one takeover ------------------------------------------------------------------------------
 
     def take_over(self, how):
@@ -395,11 +219,13 @@ class Takeovers(object):
         self._wait_for_writes(active)
         self._break(how, old, self.relays[active])
         ordered = time.monotonic()
-        new.control('takeover', TARGET)
+        text = new.control('takeover', TARGET)
+        self.note('%s: answered after %.1f s: %s' % (how, time.monotonic() - ordered, text.strip()))
         for writer in self.writers:
             writer.may_go.set()
         first = self._wait_for_writes(1 - active, ordered)
         self.times.append((how, first - ordered))
+        self.note('%s: the first write came %.1f s after the order' % (how, first - ordered))
         self.figures['takeovers, %s' % how] += 1
         self._look(1 - active)
         self._mend(how, old, self.relays[active])
@@ -418,7 +244,7 @@ class Takeovers(object):
                 if not self.has_fence:
                     writer.pause()
             self.signal(daemon, signal.SIGSTOP)
-        else:
+        elif how == 'in order':
             daemon.control('standby', TARGET)
 
     def _mend(self, how, daemon, relay):
@@ -464,7 +290,10 @@ class Takeovers(object):
 
     def _require_reservation(self, path):
         stranger = connect(
-            self.relays[path].address, TARGET, name='iqn.2026-11.test:stranger', timeout=20.0
+            self.relays[path].address,
+            TARGET,
+            name='iqn.2026-11.test:stranger',
+            timeout=20 * PATIENCE,
         )
         lba = SIZE // BLOCK - 1
         cdb = struct.pack('>BBIBHB', 0x2A, 8, lba, 0, 1, 0)

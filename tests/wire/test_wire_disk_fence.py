@@ -124,7 +124,7 @@ def test_a_refused_write_ends_the_export_before_the_state_is_taken(pair, disk, r
         assert (result.status, result.key) == (2, (2, 0x04, 0x0A))
     except (Closed, OSError):
         pass
-    eventually(lambda: 'has taken it over' in row(first)['state'], 30, 'the loss')
+    eventually(lambda: 'standby' in row(first)['state'], 30, 'standby')
     first.logged('the server with the reservation key 0x7464000000000000 has taken it over')
     assert disk.keys() == {'second': 0x7464 << 48}
 
