@@ -1,8 +1,8 @@
 """One connection to an NBD server in its transmission phase: many requests of many threads at the same time.
 
-Imports base, nbd. There is no thread for the replies: one of the threads that wait for a reply, the *reader*,
-receives them for all. When it has its own, the next one becomes the reader. So a single request
-costs no switch of threads.
+Imports nbd_replies, nbd. There is no thread for the replies: one of the threads that wait for a reply, the
+*reader*, receives them for all. When it has its own, the next one becomes the reader. So a single
+request costs no switch of threads.
 
     call(): send the request --> another thread reads? --yes--> sleep until the reply is here, or the
                                      |no                        reader leaves
@@ -15,23 +15,13 @@ import errno
 import functools
 import os
 import socket
-import struct
 import threading
 from typing import Any, Dict, List, Optional, Tuple
 
-from targetd.nbd import messages, numbers
+from targetd.nbd import messages
 from targetd.nbd.handshake import Export
 
-#: One receive asks for so many bytes at most, so that the data of a long READ goes to its place at once.
-RECEIVE_BYTES = 64 << 10
-#: Room for what was received and not handled.
-BUFFER_BYTES = 256 << 10
-#: A chunk of data with its offset: magic, flags, type, cookie, bytes of the payload, offset.
-DATA_REPLY = struct.Struct('>IHHQIQ')
-
-
-class Lost(Exception):
-    """The connection is broken: what was in flight has no reply, and may or may not have been done."""
+from .nbd_replies import Lost, Replies
 
 
 class Request(object):
@@ -69,6 +59,12 @@ class Request(object):
         self.wake = threading.Lock()
         self.wake.acquire()
 
+    def put(self, data: memoryview) -> None:
+        """This is all data of a READ."""
+        assert self.into is not None
+        self.into[:] = data
+        self.received = self.length
+
 
 class Connection(object):
     """sock: a connected socket, which this object owns; export: what handshake.negotiate returned."""
@@ -83,10 +79,7 @@ class Connection(object):
         self._pending: Dict[int, Request] = {}  # by cookie
         self._cookie = 0
         self._has_reader = False
-        # of the reader
-        self._buffer = bytearray(BUFFER_BYTES)
-        self._view = memoryview(self._buffer)
-        self._start = self._end = 0
+        self._replies = Replies(sock, export, self._pending, self._complete)  # of the reader
 
     @property
     def in_flight(self) -> int:
@@ -167,7 +160,8 @@ class Connection(object):
 
     def _receive_until(self, request):
         while not request.is_done:
-            self._handle_reply()
+            self._replies.receive()
+            self._replies.handle()
 
     def _as_reader(self, receive):
         """Call receive() in the thread that has become the reader; then it is not the reader any more."""
@@ -185,10 +179,12 @@ class Connection(object):
                     self._wake(other)
                     break
 
-    def _complete(self, cookie, request):
+    def _complete(self, cookies):
         with self._lock:
-            self._pending.pop(cookie, None)
-            self._finish(request)
+            for cookie in cookies:
+                request = self._pending.pop(cookie, None)
+                if request is not None:  # else the connection was lost meanwhile
+                    self._finish(request)
 
     def _finish(self, request):
         """Called with the lock held."""
@@ -228,133 +224,3 @@ class Connection(object):
         descriptor, too: it can see whether the server lives, and then ends the connection."""
         self.is_lost, self.why = True, 'the store was closed'
         self._socket.close()
-
-    # -- replies (the reader) ----------------------------------------------------------------------
-
-    def _fill(self, count):
-        """Receive until the buffer has `count` bytes, which are at most RECEIVE_BYTES."""
-        while self._end - self._start < count:
-            if self._start == self._end:
-                self._start = self._end = 0
-            elif BUFFER_BYTES - self._start < count:
-                left = self._end - self._start
-                self._buffer[:left] = self._buffer[self._start : self._end]
-                self._start, self._end = 0, left
-            received = self._socket.recv_into(self._view[self._end : self._end + RECEIVE_BYTES])
-            if not received:
-                raise Lost('the server has closed the connection')
-            self._end += received
-
-    def _take(self, count):
-        """Returns the next `count` bytes, at most messages.LONGEST_PAYLOAD."""
-        if count <= RECEIVE_BYTES // 2:
-            self._fill(count)
-            data = bytes(self._view[self._start : self._start + count])
-            self._start += count
-            return data
-        data = bytearray(count)
-        self._receive_into(memoryview(data))
-        return bytes(data)
-
-    def _receive_into(self, target):
-        """Receive into all of a memoryview."""
-        done = min(self._end - self._start, len(target))
-        target[:done] = self._view[self._start : self._start + done]
-        self._start += done
-        while done < len(target):
-            received = self._socket.recv_into(target[done:])
-            if not received:
-                raise Lost('the server has closed the connection')
-            done += received
-
-    def _handle_reply(self):
-        """Receive one simple reply or one chunk of a structured one."""
-        export, size = self.export, 0
-        if self._end - self._start >= DATA_REPLY.size and export.structured and not export.extended:
-            if self._handle_whole_read():
-                return
-        while not size:
-            available = self._end - self._start
-            size = messages.header_size(
-                self._buffer, self._start, available, export.structured, export.extended
-            )
-            if not size:
-                self._fill(available + 1 if available >= 4 else 4)
-        header = messages.parse_header(self._buffer, self._start, size)
-        self._start += size
-        request = self._pending.get(header.cookie)
-        if request is None:
-            raise messages.ProtocolError('a reply to a request that was not sent')
-        if header.kind is None:
-            self._simple(header, request)
-        else:
-            messages.check_length(header, request.command, request.length)
-            self._chunk(header, request)
-        if header.is_last:
-            if not request.error:
-                self._require_complete(request)
-            self._complete(header.cookie, request)
-
-    def _handle_whole_read(self):
-        """Receive the reply to a READ that is one chunk, as with DF, whose header has arrived. Returns False,
-        and has done nothing, if this is something else."""
-        magic, flags, kind, cookie, size, offset = DATA_REPLY.unpack_from(self._buffer, self._start)
-        request = self._pending.get(cookie)
-        if (
-            magic != numbers.STRUCTURED_REPLY_MAGIC
-            or kind != numbers.REPLY_OFFSET_DATA
-            or not flags & numbers.REPLY_DONE
-            or request is None
-            or request.command != numbers.CMD_READ
-            or (offset, size) != (request.offset, 8 + request.length)
-            or request.received
-            or request.error
-        ):
-            return False
-        self._start += DATA_REPLY.size
-        self._receive_into(request.into)
-        request.received = request.length
-        self._complete(cookie, request)
-        return True
-
-    def _simple(self, header, request):
-        if header.error:
-            request.error = numbers.ERRNO.get(header.error, errno.EIO)
-        elif request.command == numbers.CMD_READ:
-            if self.export.structured:
-                raise messages.ProtocolError('a simple reply to READ')
-            self._receive_into(request.into)
-            request.received = request.length
-
-    def _chunk(self, header, request):
-        kind = header.kind
-        if kind == numbers.REPLY_OFFSET_DATA:
-            offset = int.from_bytes(self._take(8), 'big')
-            self._receive_into(self._part(request, offset, header.length - 8))
-        elif kind == numbers.REPLY_OFFSET_HOLE:
-            offset, length = messages.parse_hole(self._take(12))
-            self._part(request, offset, length)[:] = bytes(length)
-        elif kind == numbers.REPLY_NONE:
-            pass
-        elif kind & numbers.REPLY_ERROR_BIT:
-            number, request.text = messages.parse_error(self._take(header.length))
-            request.error = numbers.ERRNO.get(number, errno.EIO)
-        else:
-            payload = self._take(header.length)
-            request.extents = messages.parse_status(kind, payload, self.export.allocation)
-
-    def _part(self, request, offset, length):
-        """The part of a READ's buffer that a chunk fills."""
-        start = offset - request.offset
-        if start < 0 or not 0 < length <= request.length - start:
-            raise messages.ProtocolError('data that was not requested')
-        request.received += length
-        return request.into[start : start + length]
-
-    def _require_complete(self, request):
-        if request.command == numbers.CMD_READ and request.received != request.length:
-            raise messages.ProtocolError(
-                '%d bytes in the reply to READ of %d bytes' % (request.received, request.length)
-            )
-        if request.command == numbers.CMD_BLOCK_STATUS and not request.extents:
-            raise messages.ProtocolError('a reply to BLOCK_STATUS without an extent')

@@ -22,7 +22,6 @@ import errno
 import os
 import queue
 import socket
-import struct
 import time
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
@@ -30,23 +29,18 @@ from targetd.nbd import messages, numbers
 from targetd.nbd.handshake import Export
 
 from .. import log
+from ..compat import raw_buffer
 from .base import AGAIN, FULL, BytesLike, failure
-from .nbd_connection import BUFFER_BYTES, RECEIVE_BYTES, Connection, Lost, Request
+from .nbd_connection import Connection, Request
 from .nbd_log import Mark, UnflushedChanges
 from .shared_flushes import FlushingStore
 
-#: The most bytes of a request that is begun; more would be copied once more than needed.
-LONGEST_BEGUN = 64 << 10
+#: The most bytes of a request that is begun.
+LONGEST_BEGUN = 1 << 20
 #: So many requests in flight are enough for one connection; qemu-nbd and nbdkit work on 16 of each.
 BUSY = 16
 #: What one sendmsg() takes (IOV_MAX is 1024).
 _MOST_BUFFERS = 1000
-
-#: Headers up to the length of the payload: magic, flags, type, cookie, bytes.
-_STRUCTURED = struct.Struct('>IHHQI')
-_EXTENDED = struct.Struct('>IHHQ8xQ')
-_SIMPLE = struct.Struct('>IIQ')
-_OFFSET = struct.Struct('>Q')
 
 #: owner(requests): ends requests that another thread has received; it must not wait. Any thread.
 Owner = Callable[[List['Begun']], None]
@@ -93,10 +87,14 @@ class Begun(Request):
 
     @property
     def into(self) -> memoryview:  # type: ignore[override]
-        """The buffer of a READ whose reply is not a single chunk."""
+        """The buffer of a READ whose reply is not here at once, or not a single chunk."""
         if self.data is None:
-            self.data = bytearray(self.length)
+            self.data = raw_buffer(self.length)  # without all of it the READ fails
         return memoryview(self.data)
+
+    def put(self, data: memoryview) -> None:
+        self.data = bytes(data)
+        self.received = self.length
 
     def outcome(self) -> Any:
         """The request has ended. Returns the data of a READ, None for a WRITE or FLUSH, FULL for a WRITE, see
@@ -116,10 +114,6 @@ class PipelinedConnection(Connection):
         self._ended: List[Begun] = []
         self._is_left = False  # send_left() is going to send, or sends
         self._is_held = False  # it is to begin with `_sending` held: a request is sent in part
-        magic, layout = numbers.STRUCTURED_REPLY_MAGIC, _STRUCTURED
-        if export.extended:
-            magic, layout = numbers.EXTENDED_REPLY_MAGIC, _EXTENDED
-        self._chunk_layout = magic, layout.unpack_from, layout.size
 
     def fileno(self) -> int:
         """The descriptor to poll."""
@@ -213,109 +207,25 @@ class PipelinedConnection(Connection):
     # -- replies -----------------------------------------------------------------------------------
 
     def receive_ready(self) -> Tuple[List[Begun], bool]:
-        """Receive what is there, without waiting. Returns (the begun requests that have ended, False if
-        another thread receives now or is about to: it gives the others to their owners)."""
+        """Receive what is here, without waiting. Returns (the begun requests that have ended, False if
+        another thread receives now: it gives the others to their owners)."""
         with self._lock:
             if self._has_reader:
                 return [], False
             self._has_reader = True
-        goes_on = [False]
-        self._as_reader(lambda: goes_on.append(self._receive_now()))
+        self._as_reader(self._receive_now)
         with self._lock:
             ended, self._ended = self._ended, []
-        return ended, goes_on[-1]
+        return ended, True
 
     def _receive_now(self):
-        """Returns False if the next reply is a long one, of a thread that waits for it."""
-        while True:
-            if self._start == self._end:
-                self._start = self._end = 0
-            elif BUFFER_BYTES - self._end < RECEIVE_BYTES:
-                left = self._end - self._start
-                self._buffer[:left] = self._buffer[self._start : self._end]
-                self._start, self._end = 0, left
-            room = BUFFER_BYTES - self._end
+        replies, has_more = self._replies, True
+        while has_more:
             try:
-                received = self._socket.recv_into(self._view[self._end :], 0, socket.MSG_DONTWAIT)
+                has_more = replies.receive(socket.MSG_DONTWAIT)
             except BlockingIOError:
-                received = -1
-            if not received:
-                raise Lost('the server has closed the connection')
-            self._end += max(received, 0)
-            if not self._handle_whole():
-                return False
-            if received < room:
-                return True
-
-    def _handle_whole(self):
-        """Handle the replies of which the buffer has all bytes. Returns False if the next one is long, and
-        a thread waits for it."""
-        while True:
-            self._handle_plain()
-            size, request = self._next_size()
-            if size > LONGEST_BEGUN + RECEIVE_BYTES and request is not None and request.waits:
-                return False
-            if not size or self._end - self._start < size <= LONGEST_BEGUN + RECEIVE_BYTES:
-                return True
-            self._handle_reply()  # it raises if the reply is longer than it may be
-
-    def _next_size(self):
-        """(bytes of the next reply or chunk, its request); (0, None) if its header is not here."""
-        export, available = self.export, self._end - self._start
-        size = messages.header_size(
-            self._buffer, self._start, available, export.structured, export.extended
-        )
-        if not size:
-            return 0, None
-        header = messages.parse_header(self._buffer, self._start, size)
-        request = self._pending.get(header.cookie)
-        if header.kind is None and not (header.error or export.structured or request is None):
-            size += request.length if request.command == numbers.CMD_READ else 0
-        return size + header.length, request
-
-    def _handle_plain(self):
-        """Handle whole replies to begun requests, in one chunk and without an error, until there is
-        another one. Hot."""
-        magic, unpack, header_size = self._chunk_layout
-        view, pending, start, end = self._view, self._pending, self._start, self._end
-        done = []
-        while end - start >= header_size:
-            found, flags, kind, cookie, length = unpack(view, start)
-            if found == numbers.SIMPLE_REPLY_MAGIC and header_size == _STRUCTURED.size:
-                cookie = _SIMPLE.unpack_from(view, start)[2]
-                kind, next_one = (flags or kind), start + _SIMPLE.size  # kind: the error
-                request = pending.get(cookie)
-                if kind or request is None or request.waits or request.command == numbers.CMD_READ:
-                    break
-            else:
-                request, next_one = pending.get(cookie), start + header_size + length
-                if found != magic or not flags & numbers.REPLY_DONE or next_one > end:
-                    break
-                if request is None or request.waits or request.received or request.error:
-                    break
-                if not self._is_plain(request, kind, length, start + header_size):
-                    break
-                if length:
-                    request.data = bytes(view[start + header_size + 8 : next_one])
-            done.append(cookie)
-            start = next_one
-        self._start = start
-        if done:
-            with self._lock:
-                for cookie in done:
-                    request = pending.pop(cookie, None)
-                    if request is not None:
-                        self._end_begun(request)
-
-    def _is_plain(self, request, kind, length, start):
-        """True for the chunk that is all of a reply: the data of a READ, nothing for another command."""
-        if request.command != numbers.CMD_READ:
-            return kind == numbers.REPLY_NONE and not length
-        return (
-            kind == numbers.REPLY_OFFSET_DATA
-            and length == 8 + request.length
-            and _OFFSET.unpack_from(self._view, start)[0] == request.offset
-        )
+                return
+            replies.handle()
 
     def _end_begun(self, request):
         request.is_done = True
@@ -330,11 +240,8 @@ class PipelinedConnection(Connection):
 
     def _receive_until(self, request):
         while not request.is_done:
-            self._handle_reply()
-            self._hand_over()
-        # what the buffer has would not make the descriptor readable
-        if self.begun:
-            self._handle_whole()
+            self._replies.receive()
+            self._replies.handle()
             self._hand_over()
 
     def fail(self, why: str) -> None:

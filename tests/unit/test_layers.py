@@ -39,6 +39,7 @@ ONLY_IN = {
         'store.nbd_connection',
         'store.nbd_line',
         'store.nbd_pipeline',
+        'store.nbd_replies',
         'store.nbd_store',
     },
     'threading': {

@@ -23,16 +23,30 @@ class ByteBudget(object):
         whole budget; NEXT_READ_BYTES are taken at once for a unit that holds none."""
         count = min(count, self._limit)
         with self._condition:
-            while self._left < count and (unit in self._users or count > NEXT_READ_BYTES):
+            while not self._may_take(count, unit):
                 self._condition.wait()
-            self._left -= count
-            self._users[unit] = self._users.get(unit, 0) + 1
+            self._take(count, unit)
+
+    def try_take(self, count, unit=None):
+        """As take(), but returns False if it would block."""
+        count = min(count, self._limit)
+        with self._condition:
+            if not self._may_take(count, unit):
+                return False
+            self._take(count, unit)
+        return True
+
+    def _may_take(self, count, unit):
+        return self._left >= count or unit not in self._users and count <= NEXT_READ_BYTES
+
+    def _take(self, count, unit):
+        self._left -= count
+        self._users[unit] = self._users.get(unit, 0) + 1
 
     def hold(self, count, unit=None):
         """Take `count` bytes even if they are not free: who calls this has waited in another way."""
         with self._condition:
-            self._left -= min(count, self._limit)
-            self._users[unit] = self._users.get(unit, 0) + 1
+            self._take(min(count, self._limit), unit)
 
     @property
     def held(self):

@@ -160,6 +160,12 @@ def test_a_lost_connection_gives_everything_to_the_owner(peer):
     assert not store.changes.is_dirty
 
 
+def in_thread(work):
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
 def send(connection):
     """Send what was begun; another thread may not have left its send yet."""
     if not connection.send_begun():
@@ -200,23 +206,85 @@ def test_a_thread_that_waits_receives_the_replies_to_begun_requests(peer):
     assert connection.receive_ready() == ([], True)
 
 
-def test_a_long_reply_is_left_to_the_thread_that_waits_for_it(peer):
+LONG = 400 << 10  # more than the buffer has room for
+
+
+@pytest.mark.parametrize('cut', [20, 28, 1000, 100000])
+def test_a_thread_that_waits_goes_on_with_a_reply_that_another_one_has_in_part(peer, cut):
+    """Its own reply, and a long one of a request that was begun."""
     store, connection, server = peer()
     with connection._lock:
         connection._has_reader = True  # until the other thread sleeps
-    thread, buffer = call_in_thread(connection, 400 << 10)
+    thread, buffer = call_in_thread(connection, LONG)
     own = arrived(server)[0][2]
-    store.read(0, 512, 'read')
+    store.read(0, LONG, 'read')
     send(connection)
     cookie = arrived(server)[0][2]
     connection._has_reader = False
-    server.sendall(data_reply(own, 0, b'')[:16] + struct.pack('>IQ', 8 + (400 << 10), 0))
-    assert connection.receive_ready() == ([], False)
-    server.sendall(b'l' * (400 << 10) + data_reply(cookie, 0, b'r' * 512))
+    first, last = data_reply(cookie, 0, b'r' * LONG), data_reply(own, 0, b'l' * LONG)
+    server.sendall(first[:cut])
+    assert connection.receive_ready() == ([], True)
+    server.sendall(first[cut:] + last)
     thread.join(10)
-    assert not thread.is_alive() and buffer == b'l' * (400 << 10)
-    found, _ = connection.receive_ready()
-    assert [each.outcome() for each in store.given + found] == [b'r' * 512]
+    assert not thread.is_alive() and buffer == b'l' * LONG
+    assert [each.outcome() for each in store.given] == [b'r' * LONG]
+
+
+@pytest.mark.parametrize('cut', [20, 28, 1000, 100000])
+def test_this_thread_goes_on_with_a_reply_that_another_one_has_in_part(peer, cut):
+    store, connection, server = peer()
+    thread, buffer = call_in_thread(connection, 512)
+    own = arrived(server)[0][2]
+    store.read(0, LONG, 'read')
+    store.read(4096, 512, 'short')
+    send(connection)
+    cookie, short = [each[2] for each in arrived(server, 2)]
+    while not connection._has_reader:
+        pass
+    reply = data_reply(cookie, 0, b'r' * LONG)
+    server.sendall(data_reply(own, 0, b'o' * 512) + reply[:cut])
+    thread.join(10)
+    assert not thread.is_alive() and buffer == b'o' * 512 and not store.given
+    rest = reply[cut:] + data_reply(short, 4096, b's' * 512)
+    sender = in_thread(lambda: server.sendall(rest))
+    assert ended(connection, 2) == {'read': b'r' * LONG, 'short': b's' * 512}
+    sender.join(10)
+
+
+@pytest.mark.parametrize('cut', [20, 28, 1000, 100000])
+def test_a_connection_that_is_lost_in_the_middle_of_a_long_reply(peer, cut):
+    store, connection, server = peer()
+    store.read(0, LONG, 'long')
+    store.read(4096, 512, 'next')
+    connection.send_begun()
+    server.sendall(data_reply(arrived(server, 2)[0][2], 0, b'r' * LONG)[:cut])
+    assert connection.receive_ready() == ([], True)
+    server.close()
+    assert connection.receive_ready() == ([], True) and connection.is_lost
+    assert [(each.context, each.outcome()) for each in store.given] == [
+        ('long', AGAIN),
+        ('next', AGAIN),
+    ]
+
+
+@pytest.mark.parametrize('length', [1000, 300000])
+def test_a_long_read_in_chunks(peer, length):
+    """The last one is a hole, and arrives in part."""
+    store, connection, server = peer()
+    store.read(4096, length + 512, 'read')
+    connection.send_begun()
+    cookie = arrived(server)[0][2]
+    data = struct.pack('>Q', 4096) + b'd' * length
+    hole = struct.pack('>QI', 4096 + length, 512)
+    out = chunk(numbers.REPLY_OFFSET_DATA, cookie, data, 0)
+    out += chunk(numbers.REPLY_OFFSET_HOLE, cookie, hole)
+    sender = in_thread(lambda: server.sendall(out[:-5]))
+    while connection._replies._half is None or len(connection._replies._rest) != 5:
+        assert select.select([connection], [], [], 10)[0], 'nothing arrives'
+        assert connection.receive_ready() == ([], True)
+    sender.join(10)
+    server.sendall(out[-5:])
+    assert ended(connection) == {'read': b'd' * length + bytes(512)}
 
 
 def test_a_server_that_takes_nothing_leaves_the_rest_to_a_thread(peer):
@@ -320,12 +388,6 @@ def test_a_flush_begins_when_the_log_is_half_full(half_full):
     assert not store.flushes
     store.write(0, b'x' * 512)
     assert store.is_flushing_ahead and half_full.connection.in_flight == 2
-
-
-def in_thread(work):
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    return thread
 
 
 def test_a_full_log_is_waited_for_until_the_flush_ends(half_full):

@@ -15,6 +15,7 @@ from targetd.store import nbd_log
 from targetd.store.nbd_pipeline import PipelinedConnection
 from targetd.worker.connection.blocking import Blocking
 from targetd.worker.connection.pipelining import run_elsewhere
+from targetd.worker.connection.read_budget import ByteBudget
 
 
 class Connection(object):
@@ -35,6 +36,7 @@ class Connection(object):
         self.blocking.begin()
         self.finished, self.submitted = [], []
         self.acted = self.drained = self.silences = 0
+        self.read_budget = ByteBudget(1 << 20)
 
     def _receive_and_act(self):
         self.socket.recv(100)
@@ -60,16 +62,25 @@ class Connection(object):
             function(argument)
 
 
+class Unit(object):
+    def __init__(self, store):
+        self.store = store
+
+    @staticmethod
+    def write_failure(error, task):
+        return error.errno
+
+
 @pytest.fixture
 def bench():
-    """A Connection, the server's socket, and read(number), write(number, data), which make a task and run it
-    elsewhere."""
+    """A Connection, the server's socket, and read(number, length), write(number, data), which make a task and
+    run it elsewhere."""
     ours, server = socket.socketpair()
     server.settimeout(10)
     link = PipelinedConnection(ours, Export(SIZE, FLAGS, 1, 4096, SIZE, True, False, 5))
     store = Store(link)
     connection = Connection()
-    unit = SimpleNamespace(store=store, write_failure=lambda error, task: error.errno)
+    unit = Unit(store)
 
     def run(run_blocking, number, length, data=None, aborted=False):
         task = SimpleNamespace(
@@ -81,12 +92,13 @@ def bench():
             run_blocking=run_blocking,
             offset=512 * number,
             length=length,
+            edtl=length,
         )
         run_elsewhere(connection, task)
         return task
 
-    def read(number):
-        return run(run_read_blocking, number, 512)
+    def read(number, length=512):
+        return run(run_read_blocking, number, length)
 
     def write(number, data, aborted=False):
         return run(run_write, number, len(data), data, aborted)
@@ -138,6 +150,24 @@ def test_without_a_request_on_its_way_the_thread_only_receives(bench):
     bench.connection.initiator.sendall(b'PDU')
     bench.connection._receive_and_act()
     assert bench.connection.acted == 1 and not bench.connection.pipelining._links
+
+
+def test_the_data_of_long_reads_fits_into_the_budget_of_the_connection(bench):
+    """A thread waits for what does not."""
+    connection, length = bench.connection, 512 << 10
+    first, second = bench.read(0, length), bench.read(1, length + 512)
+    short = bench.read(2)
+    assert connection.submitted == [(connection.run_in_executor, second)]
+    connection._receive_and_act()
+    found, server = arrived(bench.server, 2), bench.server
+    reply = data_reply(found[0][2], 0, b'y' * length) + data_reply(found[1][2], 1024, b'z' * 512)
+    thread = threading.Thread(target=server.sendall, args=(reply,), daemon=True)
+    thread.start()
+    while len(connection.finished) < 2:
+        connection._receive_and_act()
+    thread.join(10)
+    assert connection.finished == [(first, b'y' * length), (short, b'z' * 512)]
+    assert not connection.read_budget.held
 
 
 def test_an_error_of_a_write_is_that_of_the_medium(bench):
