@@ -16,6 +16,10 @@ KEEPALIVE_SECONDS, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES = 30, 10, 3
 #: What was sent and is not acknowledged by the host of the server for so long breaks the connection.
 USER_TIMEOUT_MILLISECONDS = 60000
 _TCP_USER_TIMEOUT = getattr(socket, 'TCP_USER_TIMEOUT', 18)
+#: A Unix socket takes so many bytes that the server has not received yet, so that the writes of a session
+#: need not wait for each other. TCP finds out by itself.
+SEND_BUFFER_BYTES = 2 << 20
+_SO_SNDBUFFORCE = 32  # beyond the limit of the system; not in the module socket
 
 
 class Unavailable(Exception):
@@ -69,6 +73,7 @@ def _connected(address, end):
     if address.path:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            _enlarge_send_buffer(sock)
             sock.settimeout(_left(end))
             sock.connect(address.path)
         except BaseException:
@@ -83,6 +88,13 @@ def _connected(address, end):
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
     sock.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, USER_TIMEOUT_MILLISECONDS)
     return sock
+
+
+def _enlarge_send_buffer(sock):
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, SEND_BUFFER_BYTES)
+    except OSError:  # not permitted: as many as the system lets a socket have
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
 
 
 def _negotiated(sock, name, end, is_alive):

@@ -139,3 +139,13 @@ def test_the_socket_is_closed_when_the_handshake_fails(listening):
     with pytest.raises(Unavailable):
         connect(listening(lambda sock: sock.sendall(bytes(18))), 0.5)
     assert len(set(os.listdir('/proc/self/fd')) - before) <= 2  # the listener, and its socket
+
+
+def test_a_local_server_may_leave_more_unread_than_a_socket_usually_takes(tmp_path):
+    """So many writes of a session are sent without a wait."""
+    peer = Peer(str(tmp_path / 's.sock'))
+    sock, _ = connect(uri.parse_uri(peer.uri))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as usual, sock:
+        sizes = [each.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) for each in (usual, sock)]
+    peer.close()
+    assert sizes[0] < sizes[1]
