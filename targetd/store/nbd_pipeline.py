@@ -41,6 +41,8 @@ LONGEST_BEGUN = 1 << 20
 BUSY = 16
 #: What one sendmsg() takes (IOV_MAX is 1024).
 _MOST_BUFFERS = 1000
+# plain numbers: to combine the enumerations of the module takes longer than to send
+_DONTWAIT, _NOSIGNAL = int(socket.MSG_DONTWAIT), int(socket.MSG_NOSIGNAL)
 
 #: owner(requests): ends requests that another thread has received; it must not wait. Any thread.
 Owner = Callable[[List['Begun']], None]
@@ -51,19 +53,15 @@ class Begun(Request):
     a FLUSH; payload: of a WRITE; data: of a READ; durable, is_logged, generation: of a WRITE, see
     PipelinedStore.begin_write; mark: of a FLUSH, the newest change that it covers."""
 
-    __slots__ = (
-        'store',
-        'owner',
-        'context',
-        'flags',
-        'payload',
-        'data',
-        'durable',
-        'is_logged',
-        'generation',
-        'mark',
-    )
+    # Made for every command: the defaults are those of the class, and there is no lock as in a Request.
     waits = False
+    flags = received = error = generation = 0
+    mark: Optional[Mark] = None
+    text = ''
+    extents = None
+    payload: Optional[BytesLike] = None
+    data: Optional[BytesLike] = None
+    is_done = is_lost = durable = is_logged = False
 
     def __init__(
         self,
@@ -74,16 +72,8 @@ class Begun(Request):
         offset: int,
         length: int,
     ) -> None:
-        # not that of Request, which makes a lock
         self.store, self.owner, self.context = store, owner, context
         self.command, self.offset, self.length = command, offset, length
-        self.flags = self.received = self.error = self.generation = 0
-        self.mark: Optional[Mark] = None
-        self.text = ''
-        self.extents = None
-        self.payload: Optional[BytesLike] = None
-        self.data: Optional[BytesLike] = None
-        self.is_done = self.is_lost = self.durable = self.is_logged = False
 
     @property
     def into(self) -> memoryview:  # type: ignore[override]
@@ -100,7 +90,18 @@ class Begun(Request):
         """The request has ended. Returns the data of a READ, None for a WRITE or FLUSH, FULL for a WRITE, see
         base, or AGAIN: the verb that waits must do it. Raises OSError, but not for a FLUSH. Call it
         once; any thread."""
-        return self.store.outcome(self)
+        if self.command == numbers.CMD_READ:  # read() gets an error again
+            return AGAIN if self.is_lost or self.error else self.data
+        return self.store.outcome_of_change(self)
+
+
+def _rest(buffers, sent):
+    """What remains of the buffers after so many bytes."""
+    for index, buffer in enumerate(buffers):
+        if sent < len(buffer):
+            return [memoryview(buffer)[sent:]] + buffers[index + 1 :]
+        sent -= len(buffer)
+    return []
 
 
 class PipelinedConnection(Connection):
@@ -111,6 +112,7 @@ class PipelinedConnection(Connection):
         self.begun = 0
         # of begun requests; guarded by the lock, as `begun` and _ended
         self._unsent: List[BytesLike] = []
+        self._has_payload = False  # there are not only headers among them
         self._ended: List[Begun] = []
         self._is_left = False  # send_left() is going to send, or sends
         self._is_held = False  # it is to begin with `_sending` held: a request is sent in part
@@ -139,6 +141,7 @@ class PipelinedConnection(Connection):
             )
             if request.payload is not None:
                 self._unsent.append(request.payload)
+                self._has_payload = True
         return True
 
     # -- sending -----------------------------------------------------------------------------------
@@ -151,7 +154,7 @@ class PipelinedConnection(Connection):
         if not self._sending.acquire(False):
             self._is_left = True
             return False
-        if self._send_unsent(socket.MSG_DONTWAIT):
+        if self._send_unsent(_DONTWAIT):
             self._sending.release()
             return True
         self._is_left = self._is_held = True
@@ -171,38 +174,28 @@ class PipelinedConnection(Connection):
             self._sending.release()
 
     def _send_unsent(self, flags):
-        """Returns False if the server does not take all of it now. Called with `_sending` held."""
-        while True:
-            with self._lock:
-                if self.is_lost:
-                    self._unsent = []
-                buffers = self._unsent[:_MOST_BUFFERS]
-            if not buffers:
-                return True
-            try:
-                sent = self._socket.sendmsg(buffers, (), flags | socket.MSG_NOSIGNAL)
-            except BlockingIOError:
-                return False
-            except OSError as e:
-                self.fail('nothing can be sent: %s' % (e.strerror or e))
-                return True
-            if not self._forget_sent(len(buffers), buffers, sent) and flags:
-                return False
-
-    def _forget_sent(self, count, buffers, sent):
-        """Returns True if these first `count` buffers of `_unsent` were sent whole."""
-        total = sum(map(len, buffers))
-        rest: List[BytesLike] = []
-        if sent < total:
-            for index, buffer in enumerate(buffers):
-                if sent < len(buffer):
-                    rest = [memoryview(buffer)[sent:]] + buffers[index + 1 :]
-                    break
-                sent -= len(buffer)
+        """Send once. Returns False if the server does not take all of it now. Called with `_sending` held."""
+        with self._lock:
+            buffers = [] if self.is_lost else self._unsent
+            has_payload, self._unsent, self._has_payload = self._has_payload, [], False
+        if not buffers:
+            return True
+        if not has_payload:  # only headers: one buffer is cheaper than many
+            buffers = [b''.join(buffers)]
+        try:
+            sent = self._socket.sendmsg(buffers[:_MOST_BUFFERS], (), flags | _NOSIGNAL)
+        except BlockingIOError:
+            sent = 0
+        except OSError as e:
+            self.fail('nothing can be sent: %s' % (e.strerror or e))
+            return True
+        if sent == sum(map(len, buffers)):
+            return True
         with self._lock:
             if not self.is_lost:
-                self._unsent[:count] = rest
-        return not rest
+                self._unsent[:0] = _rest(buffers, sent)
+                self._has_payload = True
+        return False
 
     # -- replies -----------------------------------------------------------------------------------
 
@@ -222,7 +215,7 @@ class PipelinedConnection(Connection):
         replies, has_more = self._replies, True
         while has_more:
             try:
-                has_more = replies.receive(socket.MSG_DONTWAIT)
+                has_more = replies.receive(_DONTWAIT)
             except BlockingIOError:
                 return
             replies.handle()
@@ -322,11 +315,9 @@ class PipelinedStore(FlushingStore):
         ):
             return None
         export = first.export
-        if (offset | length) % export.minimum or not 0 < length <= min(
-            LONGEST_BEGUN, export.maximum
-        ):
+        if (offset | length) % export.minimum or length > LONGEST_BEGUN or length > export.maximum:
             return None
-        if offset < 0 or offset + length > self.size:
+        if length <= 0 or offset < 0 or offset + length > self.size:
             return None
         if not self._is_multi or first.in_flight < BUSY:
             return first
@@ -334,15 +325,13 @@ class PipelinedStore(FlushingStore):
             return None if time.monotonic() >= self._second_after else first
         return second if second.in_flight < first.in_flight else first
 
-    def outcome(self, request: Begun) -> Any:
-        """As Begun.outcome."""
+    def outcome_of_change(self, request: Begun) -> Any:
+        """As Begun.outcome, of a WRITE or FLUSH."""
         if request.command == numbers.CMD_FLUSH:
             self._end_flush(request)
             return None
         if request.is_lost or request.error == errno.ESHUTDOWN:
             return AGAIN
-        if request.command == numbers.CMD_READ:
-            return AGAIN if request.error else request.data  # read() gets the error again
         if request.error:
             text = request.text or os.strerror(request.error)
             raise OSError(request.error, 'the NBD server says: %s' % text)

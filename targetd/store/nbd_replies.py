@@ -24,10 +24,14 @@ _TAIL_BYTES = 64 << 10
 #: Less room than this is not offered for a receive.
 _LEAST_ROOM = 64 << 10
 
-_SIMPLE = struct.Struct('>IIQ')
-#: A chunk of data, up to the data: magic, flags, type, cookie, bytes of the payload, offset.
-_DATA = struct.Struct('>IHHQIQ')
-_EXTENDED_DATA = struct.Struct('>IHHQ8xQQ')
+READ, WRITE = numbers.CMD_READ, numbers.CMD_WRITE
+#: A simple reply: magic and error as one number, cookie.
+_SIMPLE = struct.Struct('>QQ')
+#: A chunk of data, up to the data: magic, flags and type as one number, cookie, bytes of the payload, offset.
+_DATA = struct.Struct('>QQIQ')
+_EXTENDED_DATA = struct.Struct('>QQ8xQQ')
+#: The flags and the type of the last chunk with data.
+_LAST_DATA = numbers.REPLY_DONE << 16 | numbers.REPLY_OFFSET_DATA
 
 
 class Lost(Exception):
@@ -57,7 +61,9 @@ class Replies(object):
         magic, layout = numbers.STRUCTURED_REPLY_MAGIC, _DATA
         if export.extended:
             magic, layout = numbers.EXTENDED_REPLY_MAGIC, _EXTENDED_DATA
-        self._data_layout = magic, layout.unpack_from, layout.size
+        self._data_layout = magic << 32 | _LAST_DATA, layout.unpack_from, layout.size
+        # the first number of a simple reply without an error; with extended headers there is none
+        self._success = None if export.extended else numbers.SIMPLE_REPLY_MAGIC << 32
 
     def receive(self, flags: int = 0) -> bool:
         """Receive once. Returns False if that was all that was here. Raises Lost, and OSError: with the flag
@@ -99,35 +105,34 @@ class Replies(object):
     def _handle_plain(self, done):
         """Handle the replies that consist of nothing but all data of a READ, or the success of a WRITE.
         Returns True if the next one is another one, or is not here as a whole. Hot."""
-        magic, unpack, size = self._data_layout
+        data_word, unpack, size = self._data_layout
         view, pending, start, end = self._view, self._pending, self._start, self._end
-        is_extended = self._export.extended
-        while end - start >= _SIMPLE.size:
-            found, error, cookie = _SIMPLE.unpack_from(view, start)
-            if found == numbers.SIMPLE_REPLY_MAGIC:
-                request = pending.get(cookie)
-                if error or is_extended or request is None or request.command != numbers.CMD_WRITE:
-                    break
-                start += _SIMPLE.size
-            else:
-                if end - start < size:
-                    break
-                found, flags, kind, cookie, length, offset = unpack(view, start)
-                request, after = pending.get(cookie), start + size + length - 8
-                if (
-                    found != magic
-                    or kind != numbers.REPLY_OFFSET_DATA
-                    or after > end
-                    or not flags & numbers.REPLY_DONE
-                    or request is None
-                    or request.command != numbers.CMD_READ
-                    or (offset, length) != (request.offset, 8 + request.length)
-                    or request.received
-                    or request.error
-                ):
-                    break
-                request.put(view[start + size : after])
-                start = after
+        while True:
+            if end - start >= size:
+                word, cookie, length, offset = unpack(view, start)
+                if word == data_word:
+                    request, after = pending.get(cookie), start + size + length - 8
+                    if (
+                        after > end
+                        or request is None
+                        or request.command != READ
+                        or length != request.length + 8
+                        or offset != request.offset
+                        or request.received
+                        or request.error
+                    ):
+                        break
+                    request.put(view[start + size : after])
+                    start = after
+                    done.append(cookie)
+                    continue
+            if end - start < _SIMPLE.size:
+                break
+            word, cookie = _SIMPLE.unpack_from(view, start)
+            request = pending.get(cookie)
+            if word != self._success or request is None or request.command != WRITE:
+                break
+            start += _SIMPLE.size
             done.append(cookie)
         self._start = start
         return start < end
@@ -171,7 +176,7 @@ class Replies(object):
         """Where the payload of a simple reply goes."""
         if header.error:
             request.error = numbers.ERRNO.get(header.error, errno.EIO)
-        elif request.command == numbers.CMD_READ:
+        elif request.command == READ:
             if self._export.structured:
                 raise messages.ProtocolError('a simple reply to READ')
             return _part(request, request.offset, request.length)
@@ -208,7 +213,7 @@ def _part(request, offset, length):
 
 
 def _require_complete(request):
-    if request.command == numbers.CMD_READ and request.received != request.length:
+    if request.command == READ and request.received != request.length:
         raise messages.ProtocolError(
             '%d bytes in the reply to READ of %d bytes' % (request.received, request.length)
         )

@@ -27,7 +27,7 @@ from targetd.store.base import AGAIN, FULL
 ASIDE_MS = 5
 #: The same for the thread that receives the last replies after the connection has ended.
 _LAST_MS = 100
-#: READs of more have to fit into the budget of their connection.
+#: The data of a READ of more has to fit into the budget, as in Connection.run_in_executor.
 LONG_READ_BYTES = 64 << 10
 
 _INTERNAL_TARGET_FAILURE = (HARDWARE_ERROR, 0x44, 0x00)
@@ -52,6 +52,7 @@ class Pipelining(object):
 
     def __init__(self, connection):
         self._connection = connection
+        self._budget = connection.outbox.read_budget
         self._poll = select.poll()
         self._poll.register(connection.socket.fileno(), select.POLLIN)
         self._links = {}  # descriptor -> NBD connection with requests that have no reply
@@ -66,11 +67,12 @@ class Pipelining(object):
         if task.aborted:  # nothing is sent for it: it may have been given up
             return False
         if run is run_read_blocking:
-            if not self._may_read(task):
+            is_long = task.edtl > LONG_READ_BYTES
+            if is_long and not self._budget.try_take(task.edtl, task.unit):
                 return False
             link = store.begin_read(task.offset, task.length, task, self.end_elsewhere)
-            if link is None:
-                self._has_read(task)
+            if is_long and link is None:
+                self._give_back(task)
         elif run is run_write and task.data_out is not None:
             if len(task.data_out) == task.length:
                 link = store.begin_write(
@@ -155,18 +157,12 @@ class Pipelining(object):
                 connection.worker.executor.submit(connection.run_in_executor, task, task.unit)
             else:
                 connection.finish(task, outcome)
-            self._has_read(task)
+            if task.edtl > LONG_READ_BYTES and task.run_blocking is run_read_blocking:
+                self._give_back(task)
 
-    def _may_read(self, task):
-        """Take the bytes of a long READ from the budget of the data that is read and not sent. Returns False if
-        it has to wait for them. [connection]"""
-        is_long = _is_long_read(task)
-        return not is_long or self._connection.outbox.read_budget.try_take(task.edtl, task.unit)
-
-    def _has_read(self, task):
-        """[any]"""
-        if _is_long_read(task):
-            self._connection.outbox.read_budget.give_back(task.edtl, task.unit)
+    def _give_back(self, task):
+        """The data of a long READ is queued, or will not be. [any]"""
+        self._budget.give_back(task.edtl, task.unit)
 
     def end_elsewhere(self, requests):
         """Another thread has received the replies to these requests, or their NBD connection is lost.
@@ -198,11 +194,6 @@ class Pipelining(object):
             self._end(ended)
             if not goes_on:
                 time.sleep(ASIDE_MS / 1000.0)
-
-
-def _is_long_read(task):
-    """True if executor threads take its bytes from the budget, too (Connection.run_in_executor)."""
-    return task.run_blocking is run_read_blocking and task.edtl > LONG_READ_BYTES
 
 
 @write_errors
