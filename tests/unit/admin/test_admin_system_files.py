@@ -174,6 +174,7 @@ def test_the_packages_have_the_version_of_the_program():
     assert '- %s-1\n' % targetd.__version__ in text
 
 
+@pytest.mark.source  # a script of the shell, on every interpreter the same
 def test_both_packages_contain_every_file_that_is_installed(tmp_path):
     """install-tree is a list of its own, because a package has no Python when it is built."""
     subprocess.check_call(
