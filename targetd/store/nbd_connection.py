@@ -67,7 +67,10 @@ class Request(object):
 
 
 class Connection(object):
-    """sock: a connected socket, which this object owns; export: what handshake.negotiate returned."""
+    """sock: a connected socket, which this object owns; export: what handshake.negotiate returned; begun:
+    number of the requests without a reply for which no thread waits (nbd_pipeline)."""
+
+    begun = 0
 
     def __init__(self, sock: socket.socket, export: Export) -> None:
         self.export = export
@@ -173,6 +176,8 @@ class Connection(object):
             self.fail(str(getattr(e, 'strerror', None) or e))
         with self._lock:
             self._has_reader = False
+            if len(self._pending) == self.begun:
+                return
             for other in self._pending.values():
                 # a thread that still sends looks by itself afterwards
                 if other.waits and other.is_sent:

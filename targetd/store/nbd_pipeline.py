@@ -105,11 +105,10 @@ def _rest(buffers, sent):
 
 
 class PipelinedConnection(Connection):
-    """begun: number of the begun requests without a reply. One thread at a time calls send_begun()."""
+    """One thread at a time calls send_begun()."""
 
     def __init__(self, sock: socket.socket, export: Export) -> None:
         super(PipelinedConnection, self).__init__(sock, export)
-        self.begun = 0
         # of begun requests; guarded by the lock, as `begun` and _ended
         self._unsent: List[BytesLike] = []
         self._has_payload = False  # there are not only headers among them
@@ -180,10 +179,12 @@ class PipelinedConnection(Connection):
             has_payload, self._unsent, self._has_payload = self._has_payload, [], False
         if not buffers:
             return True
-        if not has_payload:  # only headers: one buffer is cheaper than many
-            buffers = [b''.join(buffers)]
         try:
-            sent = self._socket.sendmsg(buffers[:_MOST_BUFFERS], (), flags | _NOSIGNAL)
+            if has_payload:
+                sent = self._socket.sendmsg(buffers[:_MOST_BUFFERS], (), flags | _NOSIGNAL)
+            else:  # only headers: one buffer is cheaper than many
+                buffers = [b''.join(buffers)]
+                sent = self._socket.send(buffers[0], flags | _NOSIGNAL)
         except BlockingIOError:
             sent = 0
         except OSError as e:
@@ -220,16 +221,13 @@ class PipelinedConnection(Connection):
                 return
             replies.handle()
 
-    def _end_begun(self, request):
-        request.is_done = True
-        self.begun -= 1
-        self._ended.append(request)
-
     def _finish(self, request):
         if request.waits:
             super(PipelinedConnection, self)._finish(request)
         elif not request.is_done:
-            self._end_begun(request)
+            request.is_done = True
+            self.begun -= 1
+            self._ended.append(request)
 
     def _receive_until(self, request):
         while not request.is_done:
