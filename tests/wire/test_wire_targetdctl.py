@@ -11,7 +11,7 @@ import pytest
 from daemon import ROOT, TARGET, eventually
 from initiator import ASYNC, INITIATOR, LoginFailed, connect
 
-from targetd.admin import commands
+from targetd.admin import cli, commands
 
 pytestmark = pytest.mark.wire
 
@@ -69,13 +69,16 @@ def test_why_names_status_windows_message_and_where_to_look(served_by):
 
 
 @pytest.mark.parametrize('row', ROWS, ids=[row.words for row in ROWS])
-def test_without_a_server_the_exit_code_is_7_and_a_wrong_argument_is_2(daemon, row):
+def test_without_a_server_the_exit_code_is_7_and_a_wrong_argument_is_2(tmp_path, capsys, row):
+    """In this process: the other tests start the program."""
     needed = {'number': '1', 'text': 'x', 'path': 'x'}
-    arguments = [needed[a.kind] for a in row.arguments if a.required and a.kind in needed]
-    code, output = daemon.targetdctl(*(row.words.split() + arguments))
-    assert code == 7 and 'is not running' in output and 'Traceback' not in output, output
-    code, output = daemon.targetdctl(*(row.words.split() + arguments + ['--nonsense']))
-    assert code == 2 and 'nonsense' in output
+    words = ['-s', str(tmp_path / 'targetd.sock')] + row.words.split()
+    words += [needed[a.kind] for a in row.arguments if a.required and a.kind in needed]
+    assert cli.main(words) == 7
+    assert 'is not running' in capsys.readouterr().err
+    with pytest.raises(SystemExit) as caught:
+        cli.main(words + ['--nonsense'])
+    assert caught.value.code == 2 and 'nonsense' in capsys.readouterr().err
 
 
 def test_kick_asks_the_initiator_to_log_out_and_ends_its_session_then(daemon):
