@@ -16,7 +16,8 @@ COMPARE_AND_WRITE = 0x89
 @pytest.fixture
 def unit():
     unit = make_unit(write_cache=True)
-    unit.store.data[:] = bytes(n // 512 % 251 for n in range(unit.store.size))
+    blocks = range(unit.store.size // 512)
+    unit.store.data[:] = b''.join(bytes([block % 251]) * 512 for block in blocks)
     unit.store.cached = False
     unit.told = []
     unit.services.note = lambda kind, message: unit.told.append((kind, message))
