@@ -41,6 +41,8 @@ LONGEST_BEGUN = 1 << 20
 BUSY = 16
 #: What one sendmsg() takes (IOV_MAX is 1024).
 _MOST_BUFFERS = 1000
+#: At the end of a session the reply to a FLUSH is waited for so long, and looked for in this interval.
+SETTLE_SECONDS, _SETTLE_STEP = 5.0, 0.01
 # plain numbers: to combine the enumerations of the module takes longer than to send
 _DONTWAIT, _NOSIGNAL = int(socket.MSG_DONTWAIT), int(socket.MSG_NOSIGNAL)
 
@@ -203,14 +205,24 @@ class PipelinedConnection(Connection):
     def receive_ready(self) -> Tuple[List[Begun], bool]:
         """Receive what is here, without waiting. Returns (the begun requests that have ended, False if
         another thread receives now: it gives the others to their owners)."""
-        with self._lock:
-            if self._has_reader:
-                return [], False
-            self._has_reader = True
-        self._as_reader(self._receive_now)
+        if not self._has_received():
+            return [], False
         with self._lock:
             ended, self._ended = self._ended, []
         return ended, True
+
+    def receive_for_owners(self) -> None:
+        """Receive what is here, without waiting; give the begun requests that have ended to their owners."""
+        if self._has_received():
+            self._hand_over()
+
+    def _has_received(self):
+        with self._lock:
+            if self._has_reader:
+                return False
+            self._has_reader = True
+        self._as_reader(self._receive_now)
+        return True
 
     def _receive_now(self):
         replies, has_more = self._replies, True
@@ -378,6 +390,22 @@ class PipelinedStore(FlushingStore):
         finally:
             self.is_flushing_ahead = False
             self._flush_turn.put(None)
+
+    def _settle_flush(self) -> None:
+        """The session is over: wait for the FLUSH that was begun. A failure that nobody gets to know would be
+        forgotten, as the server answers the next flush with success. If there is no answer, the
+        connection counts as lost."""
+        end = time.monotonic() + SETTLE_SECONDS
+        while self.is_flushing_ahead:
+            is_late = time.monotonic() >= end
+            for connection in self._connections:
+                if connection is not None and is_late:
+                    connection.fail('a flush is not answered')
+                elif connection is not None:
+                    connection.receive_for_owners()
+            if is_late:
+                return
+            time.sleep(_SETTLE_STEP)
 
     def make_room(self, is_ahead: bool = False) -> None:
         """If the log is full, wait for the flush that is in progress, which usually makes room, or flush.

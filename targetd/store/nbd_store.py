@@ -429,6 +429,7 @@ class NbdStore(PipelinedStore):
     def leave(self) -> None:
         """If the server is away, the keeper gets the unflushed changes, and repeats them when it is
         back. (While it is there, the keeper flushes when the line is closed.)"""
+        self._settle_flush()
         if self._has_left or not self._changes.is_dirty:
             return
         connections = [each for each in self._connections if each is not None]

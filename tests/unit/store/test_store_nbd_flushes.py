@@ -2,6 +2,7 @@
 
 import errno
 import select
+import threading
 
 import pytest
 from daemon import eventually
@@ -9,7 +10,7 @@ from keeper_export import SIZE, commands, exports
 from nbd_peer import Closed, simple
 
 from targetd.nbd import numbers
-from targetd.store import failure_flags, nbd_log
+from targetd.store import failure_flags, nbd_log, nbd_pipeline
 
 export = pytest.fixture(exports)
 
@@ -77,6 +78,64 @@ def test_a_server_that_dies_during_a_begun_flush_gets_the_changes_again(export, 
     assert len(store._changes) == outcomes.count(None) - 1  # the FLUSH has an outcome, too
     store.flush(0, SIZE)
     assert not store._changes.is_dirty and not failure_flags.is_set(one.flag)
+
+
+@pytest.fixture
+def leaving(export, monkeypatch):
+    """leaving(error) -> an Export, its store, which has begun a FLUSH, and an Event: then the server answers
+    with this error, but only that FLUSH."""
+    monkeypatch.setattr(nbd_log, 'MOST_BYTES', 4096)
+    events = []
+
+    def make(error):
+        def answer(request):
+            if request[0] == numbers.CMD_FLUSH and not begun:
+                begun.append(request)
+                go.wait(20)
+                return simple(request[2], error)
+            return None
+
+        go, begun = threading.Event(), []
+        events.append(go)
+        one = export(answer=answer)
+        store = one.session()
+        store.read(0, 512)
+        for _ in range(4):
+            generation = store._changes.generation
+            store._changes.add(generation, numbers.CMD_WRITE, 0, 0, 512, b'x' * 512)
+
+        def end(requests):
+            for request in requests:
+                request.outcome()
+
+        store.begin_write(0, b'x' * 512, False, None, end).send_begun()
+        eventually(lambda: begun, 10)
+        return one, store, go
+
+    yield make
+    for event in events:
+        event.set()
+
+
+def test_a_begun_flush_that_fails_after_the_end_of_its_session_is_a_loss(leaving):
+    """The server answers the next flush, that of the keeper, with success."""
+    one, store, go = leaving(5)
+    thread = threading.Thread(target=store.close, daemon=True)
+    thread.start()
+    go.set()
+    thread.join(10)
+    assert not thread.is_alive() and failure_flags.is_set(one.flag)
+
+
+def test_a_begun_flush_without_an_answer_at_the_end_of_its_session(leaving, monkeypatch):
+    """The keeper gets the changes, and repeats them when the server has closed the connection."""
+    monkeypatch.setattr(nbd_pipeline, 'SETTLE_SECONDS', 0.05)
+    one, store, go = leaving(5)
+    store.close()
+    go.set()
+    eventually(lambda: commands(one.peer).count(numbers.CMD_FLUSH) == 2, 10)
+    assert commands(one.peer).count(numbers.CMD_WRITE) >= 5
+    assert not failure_flags.is_set(one.flag)
 
 
 def test_a_flush_during_which_the_changes_were_repeated_is_done_again(export):
