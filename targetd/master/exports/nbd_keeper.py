@@ -151,7 +151,8 @@ class Keeper(object):
             self._attempt()
 
     def _has_work(self):
-        is_held = self._draining or self._change is not None
+        is_leaving = any(line.left for line in self._lines.values())  # repeated before all else
+        is_held = is_leaving or self._draining or self._change is not None
         return not is_held and bool(self._waiting or self._unflushed or self._left)
 
     def _must_tend(self):

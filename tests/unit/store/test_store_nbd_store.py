@@ -195,6 +195,27 @@ def test_what_a_session_leaves_while_the_server_is_away_is_repeated(export):
     thread.join(10)
 
 
+def test_a_session_gets_its_connection_after_what_another_one_is_leaving_was_repeated(export):
+    one = export()
+    store = one.session()
+    store.write(0, b'x' * 512, False)
+    one.peer.close()
+    eventually(lambda: store._connections[0]._socket.recv(1, 0x42) == b'', 10)
+    nbd_line.send(store._line, {'change': [numbers.CMD_WRITE, 0, 0, 512, 512]})
+    other = one.session()
+    one.restart(memory='lost')
+    read = []
+    thread = threading.Thread(target=lambda: read.append(other.read(0, 512)), daemon=True)
+    thread.start()
+    eventually(lambda: one.keeper._waiting, 10)
+    store._line.send(b'x' * 512)
+    nbd_line.send(store._line, {'left': True})
+    store._has_left = True
+    store.close()
+    thread.join(10)
+    assert read == [b'x' * 512]
+
+
 def test_what_an_idle_session_leaves_after_the_server_died_is_repeated(export):
     """It has not noticed that the server has closed the connection."""
     one = export()
