@@ -121,7 +121,7 @@ mt offline
 expect DR_OPEN
 truncate -s 32M /tmp/second.tape
 control medium $target/0 /tmp/second.tape
-eventually 60 mt tell
+eventually 300 mt tell
 expect file=0 block=0 BOT
 dd if=/dev/nst0 of=/tmp/nothing bs=10k 2> /dev/null || true
 [ ! -s /tmp/nothing ]
@@ -129,11 +129,11 @@ mt rewind
 tar -C /tmp/two -cf /dev/st0 .
 restored two
 control medium $target/0 /tmp/first.tape
-eventually 60 mt tell
+eventually 300 mt tell
 expect file=0 block=0 BOT
 dd if=/dev/nst0 of=/dev/null bs=64k count=10
 control medium $target/0 /tmp/second.tape
-eventually 60 mt tell
+eventually 300 mt tell
 restored two
 mt rewind
 mt erase
@@ -144,7 +144,7 @@ say "a protected tape"
 mt rewind
 tar -C /tmp/two -cf /dev/st0 .
 control lun readonly $target/0
-eventually 60 mt tell
+eventually 300 mt tell
 refused tar -C /tmp/one -cf /dev/nst0 .
 mt rewind
 restored two
