@@ -108,9 +108,8 @@ class FencedTakeovers(Takeovers):
         if how == 'stopped':
             self._write_later(daemon)
         elif how == 'killed':
-            for (
-                writer
-            ) in self.writers:  # a slow machine does not start a server beside them in time
+            # a slow machine does not start a server beside them in time
+            for writer in self.writers:
                 writer.pause()
         super(FencedTakeovers, self)._mend(how, daemon, relay)
         for writer in self.writers:
