@@ -192,9 +192,8 @@ class Writer(threading.Thread):
             if is_forced:
                 break
             self.path.execute(b'\x35' + bytes(9))  # SYNCHRONIZE CACHE
-            if (
-                self.path.current == path
-            ):  # else the write may have been lost with the cache of the other one
+            # else the write may have been lost with the cache of the other one
+            if self.path.current == path:
                 break
         self.acknowledged[lba] = self.count
         self.done.append((time.monotonic(), path))

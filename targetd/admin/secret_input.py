@@ -18,9 +18,8 @@ LETTERS = string.ascii_letters + string.digits
 def generated():
     """A random secret."""
     found = ''
-    while (
-        len(found) < LENGTH
-    ):  # equally likely letters: bytes beyond the last whole multiple are dropped
+    # equally likely letters: bytes beyond the last whole multiple are dropped
+    while len(found) < LENGTH:
         for byte in os.urandom(LENGTH):
             if byte < 256 - 256 % len(LETTERS) and len(found) < LENGTH:
                 found += LETTERS[byte % len(LETTERS)]

@@ -76,9 +76,8 @@ def ask(node, kind='', environment=None, prepare=None, program=None):
         return no_answer(text)
     answer = parse(text, code)
     if answer['state'] == UNKNOWN and not kind and 'USB bridge' in answer['why']:
-        code, text = _run(
-            program, node, 'sat', environment, prepare
-        )  # most bridges pass on SAT commands
+        # most bridges pass on SAT commands
+        code, text = _run(program, node, 'sat', environment, prepare)
         again = no_answer(text) if code is None else parse(text, code)
         return answer if again['state'] == UNKNOWN else again
     return answer

@@ -73,9 +73,8 @@ def chap_response(algorithm: int, identifier: int, secret: bytes, challenge: byt
     """Return the response (RFC 1994 4.1) to a challenge. identifier: 0..255; secret, challenge:
     bytes."""
     digest = new_hash(algorithm, bytes((identifier,)))
-    digest.update(
-        secret
-    )  # not joined before: a secret may be a view of memory that is unmapped soon
+    # not joined before: a secret may be a view of memory that is unmapped soon
+    digest.update(secret)
     digest.update(challenge)
     return bytes(digest.digest())
 

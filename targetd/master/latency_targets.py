@@ -77,9 +77,8 @@ class LatencyTargets(object):
         self._latest = {}  # (TSIH, unit id) -> (commands, samples) since the login
         self._counted_at = None
         self._said = {}  # unit id -> time at which the log has said that it is slowed down
-        self._open = (
-            set()
-        )  # ids of the units of which the log has not said yet that they are free again
+        # ids of the units of which the log has not said yet that they are free again
+        self._open = set()
         self._protected = []
         self._timer = None
 

@@ -222,9 +222,8 @@ class RateLimits(object):
     def take_over(self, words, by_pid):
         """Continue with the memory of another program. by_pid: {pid: worker}."""
         for name, (descriptor, initiators) in words['shared'].items():
-            os.ftruncate(
-                descriptor, MEMORY_BYTES
-            )  # a program of an earlier version made less of it
+            # a program of an earlier version made less of it
+            os.ftruncate(descriptor, MEMORY_BYTES)
             self._shared[name] = _Shared(descriptor, initiators)
         self._slowed = words['slowed']  # until LatencyTargets has counted anew
         self._causes = {place: ['a latency-target before the upgrade'] for place in self._slowed}

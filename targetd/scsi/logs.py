@@ -26,10 +26,8 @@ THRESHOLD, CUMULATIVE, DEFAULT_THRESHOLD, DEFAULT_CUMULATIVE = range(4)  # PAGE 
 ALL_SUBPAGES = 0xFF
 PARAMETER = struct.Struct('>HBB')
 COUNTER, ASCII_LIST, BINARY_LIST = 0x02, 0x01, 0x03  # FORMAT AND LINKING
-DEDICATED, SHARED = (
-    1,
-    2,
-)  # SCOPE of a resource count; shared: with other data on the same file system
+# SCOPE of a resource count; shared: with other data on the same file system
+DEDICATED, SHARED = 1, 2
 # parameters of the error counter pages
 CORRECTED, BYTES_PROCESSED, UNCORRECTED = 0x0003, 0x0005, 0x0006
 ACCOUNTING_DATE = 0x0002

@@ -293,9 +293,8 @@ Parameters.__doc__ = (
 
 def parameters(state: Dict[str, Any]) -> Parameters:
     """The Parameters of this state. They are computed: call this once for each change."""
-    caching = bytes.fromhex(
-        state['current'].get('08-00', '0000%02x' % WCE)
-    )  # a tape has no such page
+    # a tape has no such page
+    caching = bytes.fromhex(state['current'].get('08-00', '0000%02x' % WCE))
     control = bytes.fromhex(state['current']['0a-00'])
     return Parameters(
         bool(caching[2] & WCE),

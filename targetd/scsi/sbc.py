@@ -295,10 +295,8 @@ def compare_medium(
         try:
             found = read(task.offset + start, count)
         except OSError:
-            task.offset, task.length = (
-                task.offset + start,
-                count,
-            )  # where the bad block is looked for
+            # where the bad block is looked for
+            task.offset, task.length = task.offset + start, count
             raise
         if expected is not None:
             difference = first_difference(expected(start, count), found)

@@ -328,9 +328,8 @@ def report_supported_task_management_functions(unit: Any, task: Task) -> None:
     data = bytearray(4)
     for _, offset, bit, supported in opcodes.TASK_MANAGEMENT:
         data[offset] |= bit if supported else 0
-    if (
-        task.cdb[2] & 0x80
-    ):  # REPD: the extended format, with timeouts; no timeout is reported (TMFTMOV 0)
+    # REPD: the extended format, with timeouts; no timeout is reported (TMFTMOV 0)
+    if task.cdb[2] & 0x80:
         data[3] = 12
         data += bytes(12)
     answer(task, bytes(data), u32(task.cdb, 6))

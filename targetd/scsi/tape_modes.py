@@ -31,9 +31,8 @@ SHARED = frozenset(('01-00', '02-00', '0a-00', '1c-00'))
 
 LONGEST_BLOCK = 8 << 20  # bytes
 DEFAULT_DENSITY, UNCHANGED_DENSITY = 0x00, 0x7F
-_SHORT = struct.Struct(
-    '>BBHBBH'
-)  # DENSITY CODE, NUMBER OF BLOCKS (24 bits), BLOCK LENGTH (24 bits)
+# DENSITY CODE, NUMBER OF BLOCKS (24 bits), BLOCK LENGTH (24 bits)
+_SHORT = struct.Struct('>BBHBBH')
 SIZE = _SHORT.size
 
 

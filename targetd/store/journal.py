@@ -95,9 +95,8 @@ class Slot(object):
         OSError if the slot is empty."""
         head, body = pack_record(record)
         self._store.write(self._at + HEAD, body, False)
-        self._store.write(
-            self._at, head, False
-        )  # within one block, so it is written all or nothing
+        # within one block, so it is written all or nothing
+        self._store.write(self._at, head, False)
         try:
             self._store.flush(self._at, HEAD + len(body))
         except OSError as e:
@@ -178,9 +177,8 @@ def sectors(medium: Store, offset: int, length: int) -> List[Tuple[int, Optional
         try:
             pieces.append((start, bytes(medium.read(offset + start, min(step, length - start)))))
         except OSError:
-            pieces.append(
-                (start, None)
-            )  # the interrupted write may have damaged it; a write repairs it
+            # the interrupted write may have damaged it; a write repairs it
+            pieces.append((start, None))
     return pieces
 
 

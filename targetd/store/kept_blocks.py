@@ -20,9 +20,8 @@ from .base import Store
 VERSION = 1
 DESCRIPTION, BLOCKS, END = 1, 2, 3
 MAGIC = b'TGKB'
-_HEADER = struct.Struct(
-    '>4sBBxxQII'
-)  # magic, version, kind, offset, length of the data, stored length
+# magic, version, kind, offset, length of the data, stored length
+_HEADER = struct.Struct('>4sBBxxQII')
 _CHECKSUM = struct.Struct('>I')
 HEADER_LENGTH = _HEADER.size + _CHECKSUM.size
 LONGEST = 16 << 20  # bytes of one record; a longer one is damaged

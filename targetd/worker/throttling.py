@@ -348,9 +348,8 @@ class Limits(object):
                     del self._waiting[task]
                     task.charged = None
                     if throttle.is_timed:
-                        task.arrived = (
-                            time.monotonic()
-                        )  # the limits of the unit itself do not count
+                        # the limits of the unit itself do not count
+                        task.arrived = time.monotonic()
                     started.append(task)
                 if throttle.queue:
                     self._reserve(throttle)

@@ -50,9 +50,8 @@ halt
 
 def boot_sector(text):
     """A boot sector that prints the text to the first serial port, then halts."""
-    setup = bytes.fromhex(
-        'fa31c08ed88ec0be'
-    )  # interrupts off, segments 0, SI = address of the text
+    # interrupts off, segments 0, SI = address of the text
+    setup = bytes.fromhex('fa31c08ed88ec0be')
     loop = bytes.fromhex(
         'ac84c07412'  # next character; at 0 go to the halt
         '88c4bafd03eca82074fb'  # wait until the transmitter is empty

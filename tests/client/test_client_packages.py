@@ -135,9 +135,8 @@ def test_the_life_of_the_debian_package(system, deb, tmp_path):
     system.write('/usr/sbin/policy-rc.d', '#!/bin/sh\nexit 0\n')
     os.chmod(system.root + '/usr/sbin/policy-rc.d', 0o755)
     system.must('apt-get install -q -y /root/targetd-iscsi.deb')
-    assert 'is running' in system.must(
-        'service targetd status'
-    )  # without a target nobody may log in
+    # without a target nobody may log in
+    assert 'is running' in system.must('service targetd status')
     assert os.stat(system.root + '/etc/targetd.conf').st_mode & 0o777 == 0o600
     system.write('/etc/targetd.conf', routes.DISK % (TARGET, '/srv/disk.img'), 'a')
     system.must('service targetd reload')

@@ -91,9 +91,8 @@ def test_lost_data_fails_every_flush_until_the_store_is_opened_again(losing, med
     assert medium.lost is None
     first = failure(medium.flush, 0, 4 * MIB)
     assert first in (errno.EIO, errno.ENOSPC) and medium.lost == first
-    os.fdatasync(
-        medium.descriptor
-    )  # the kernel has reported the error once, and does not repeat it
+    # the kernel has reported the error once, and does not repeat it
+    os.fdatasync(medium.descriptor)
     assert failure(medium.flush, 0, 4 * MIB) == first
     assert failure(medium.write, 0, b'y' * 4096, True) == first
 

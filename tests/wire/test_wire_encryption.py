@@ -429,9 +429,8 @@ def test_concurrent_writes_are_either_refused_or_kept_after_an_erase(encrypted, 
     for n in range(600, 632):
         data = struct.pack('>Q', n) * 512
         result = write(two, (n % 512) * 8, data)
-        if (
-            result.status != GOOD
-        ):  # a unit attention, of commands that were cleared, is pending once
+        # a unit attention, of commands that were cleared, is pending once
+        if result.status != GOOD:
             result = write(two, (n % 512) * 8, data)
         assert result.status == GOOD
         after.append((n, data))

@@ -104,9 +104,8 @@ def test_strangers_are_refused(served):
     _, _, headers = page.ask('/')
     assert "default-src 'none'" in headers['Content-Security-Policy']
     assert headers['X-Frame-Options'] == 'DENY'
-    assert (
-        page.ask('/', Host='evil.example')[0] == 421
-    )  # a name that somebody else lets resolve to this host
+    # a name that somebody else lets resolve to this host
+    assert page.ask('/', Host='evil.example')[0] == 421
     assert page.ask('/login', {'token': 'x'}, Origin='http://evil.example')[0] == 403
     assert page.log_in('wrong')[0] == 403
     token = page.token()

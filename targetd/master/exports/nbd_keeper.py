@@ -109,9 +109,8 @@ class Keeper(object):
         self._draining = {}  # descriptor -> socket
         self._waiting = deque()  # (_Line, slot)
         self._unflushed = set()  # failure flags of sessions that ended without a flush
-        self._left = (
-            deque()
-        )  # (failure flag, changes) of sessions that ended while the server was away
+        # (failure flag, changes) of sessions that ended while the server was away
+        self._left = deque()
         self._back_off = 0.0
         self._next = 0.0  # when the next attempt may be made
         self._end = None  # when the keeper ends, if everyone is gone
@@ -182,10 +181,8 @@ class Keeper(object):
     def _accept(self):
         message = _received(self._control)
         if message is None:
-            self._former, self._control = (
-                self._control,
-                None,
-            )  # closed at the end: the master may wait
+            # closed at the end: the master may wait
+            self._former, self._control = self._control, None
             return
         words, descriptors = message
         if 'size' in words:

@@ -16,9 +16,8 @@ NO_LIMIT = (1 << 64) - 1
 
 #: A selector that has the family only: it matches all packets of the socket.
 SELECTOR = struct.Struct('=40xH14x')
-LIFETIME = struct.pack('=8Q', *[NO_LIMIT] * 4 + [0] * 4) + bytes(
-    32
-)  # the limits, and the use so far
+# the limits, and the use so far
+LIFETIME = struct.pack('=8Q', *[NO_LIMIT] * 4 + [0] * 4) + bytes(32)
 POLICY = struct.Struct('=IIBBBB4x')  # priority, index, direction, action, flags, share
 #: address 16, SPI, protocol, family, address 16, reqid, mode, share, optional, algorithms
 TEMPLATE = struct.Struct('=20xB3xH18xIBBBxIII')

@@ -53,9 +53,8 @@ class KeyReplacements(object):
             self._running.add(path)
             self.jobs.submit_job(name, lambda: _replaced(path), answered, seconds=SECONDS)
 
-        self.loop.call_later(
-            0, start
-        )  # the start of the server waits for jobs, but not for this one
+        # the start of the server waits for jobs, but not for this one
+        self.loop.call_later(0, start)
 
 
 def _error_of(values):

@@ -145,9 +145,8 @@ class PacedOutbox(PaceableOutbox):
 
     def _take_over(self, buffers, sent):
         pacing = self._pacing
-        if hasattr(
-            self._socket, 'real'
-        ):  # a capture has recorded these bytes: they are sent as they are
+        # a capture has recorded these bytes: they are sent as they are
+        if hasattr(self._socket, 'real'):
             pacing.rest = unsent(buffers, sent)
             return
         whole = []

@@ -40,9 +40,8 @@ class WriteBuffers(object):
         self._was_used = True
         if length > BUFFER_BYTES:
             return memoryview(raw_buffer(length))
-        for (
-            buffer
-        ) in self._buffers:  # the first free one: its pages are the most likely to be cached
+        # the first free one: its pages are the most likely to be cached
+        for buffer in self._buffers:
             if sys.getrefcount(buffer) == _FREE:
                 return memoryview(buffer)
         if len(self._buffers) >= BUFFERS:

@@ -146,9 +146,8 @@ def test_events_of_the_medium_are_reported_once():
     assert data_of(unit, event) == bytes.fromhex('0006 04 56 02 02 0000')  # new medium
     assert data_of(unit, event) == bytes.fromhex('0006 04 56 00 02 0000')
     unit.replace_shared_state(medium='ejected')
-    assert data_of(unit, event) == bytes.fromhex(
-        '0006 04 56 03 01 0000'
-    )  # removed, the tray is open
+    # removed, the tray is open
+    assert data_of(unit, event) == bytes.fromhex('0006 04 56 03 01 0000')
     assert data_of(unit, event) == bytes.fromhex('0006 04 56 00 01 0000')
     unit.replace_shared_state(medium='ready')
     assert data_of(unit, EVENT % 0x5E) == bytes.fromhex('0006 04 56 02 02 0000')

@@ -206,9 +206,8 @@ def test_threads_that_write_the_same_block_record_each_other(store, steps):
     values = [blocks for _, blocks in recorded(steps)] + [bytes(store.read(0, 512))]
     assert len(values) == 81 and values[0] == b'old!' * 128
     assert all(len(set(blocks)) == 1 for blocks in values[1:])
-    for n in range(
-        1, 5
-    ):  # every value that was written, but the last one, was recorded by the next
+    # every value that was written, but the last one, was recorded by the next
+    for n in range(1, 5):
         assert sum(blocks[0] == n for blocks in values[1:]) == 20
 
 

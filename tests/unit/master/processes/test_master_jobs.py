@@ -112,9 +112,8 @@ def test_a_job_without_an_answer_is_given_up_and_delays_no_other(loop, jobs):
     assert 'dead' not in answers
     loop.pass_time(SECONDS)
     assert answers['dead'].is_late and 'within 10 seconds' in answers['dead'].why
-    until(
-        lambda: not jobs.is_stuck('dead')
-    )  # it could be killed, because it did not wait for a disk
+    # it could be killed, because it did not wait for a disk
+    until(lambda: not jobs.is_stuck('dead'))
 
 
 def test_a_job_that_cannot_be_killed_yet_is_stuck(loop, jobs, monkeypatch):

@@ -111,9 +111,8 @@ def test_no_signal_arrives_between_two_handlers(monkeypatch):
     change, pending = signal.signal, []
 
     def changed(number, handler):
-        signal.pthread_kill(
-            threading.get_ident(), signal.SIGCHLD
-        )  # others may run beside the tests
+        # others may run beside the tests
+        signal.pthread_kill(threading.get_ident(), signal.SIGCHLD)
         pending.append(signal.SIGCHLD in signal.sigpending())
         return change(number, handler)
 

@@ -84,10 +84,8 @@ def test_a_block_device_uses_spare_descriptions_and_a_job_opens_more(made, mediu
     medium.spares += open_spares(medium.descriptor, 1)[1]
     (spare,) = medium.spares
     assert made.lend(medium) == (spare, False)
-    assert made.lend(medium) == (
-        medium.descriptor,
-        True,
-    )  # none is left, and the master must not wait
+    # none is left, and the master must not wait
+    assert made.lend(medium) == (medium.descriptor, True)
     made._jobs.wait()
     assert len(medium.spares) == descriptions.SPARES
     own, is_shared = made.lend(medium)

@@ -206,9 +206,8 @@ def test_long_pdus_are_cut():
     found, data = everything(line, {1})
     assert data == {1: bytes(range(256)) * 600}
     assert [len(each.data) > PIECE for each in found] == [True] + [False] * (len(found) - 1)
-    assert [each.final for each in found].count(
-        True
-    ) == 2  # at the end of the burst, and of the data
+    # at the end of the burst, and of the data
+    assert [each.final for each in found].count(True) == 2
     assert [each.data_sn for each in found] == list(range(len(found)))
     line.close()
 

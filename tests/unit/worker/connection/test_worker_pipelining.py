@@ -134,9 +134,8 @@ def test_nothing_is_sent_for_a_command_that_was_aborted(bench):
 def test_the_initiator_is_heard_while_the_server_hangs(bench):
     bench.read(0)
     bench.connection._receive_and_act()
-    assert (
-        bench.connection.silences == 1
-    )  # nothing came from either side for the keepalive interval
+    # nothing came from either side for the keepalive interval
+    assert bench.connection.silences == 1
     bench.connection.initiator.sendall(b'PDU')
     bench.connection._receive_and_act()
     assert bench.connection.acted == 1
