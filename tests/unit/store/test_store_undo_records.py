@@ -74,7 +74,7 @@ def test_a_damaged_record_that_was_durable_is_not_the_end(segment):
     first = fill(segment, record)[0]
     end = first + len(record)
     os.pwrite(segment, undo_records.pack_gap(Stamp(2, 2, end)), end)
-    os.pwrite(segment, b'\xff', first + 100)
+    os.pwrite(segment, bytes([record[100] ^ 0xFF]), first + 100)
     with pytest.raises(kept_blocks.DamagedFile):
         found(segment)
 
