@@ -16,9 +16,8 @@ say "two sessions: the same disk twice"
 setting $target node.session.nr_sessions 2
 login $target
 disk=$(iscsi_disk $target 0)
-for _ in $(seq 100); do
-    [ "$(ls /sys/class/iscsi_session/session*/device/target*/*/block -d | wc -l)" = 2 ] && break; sleep 0.1
-done
+has_disks() { [ "$(ls /sys/class/iscsi_session/session*/device/target*/*/block -d | wc -l)" = "$1" ]; }
+eventually 60 has_disks 2
 iscsiadm -m session
 [ "$(iscsiadm -m session | grep -c $target)" = 2 ]
 [ "$(cat /sys/class/iscsi_session/session*/device/target*/*/vpd_pg83 | md5sum | cut -c1-8)" != d41d8cd9 ]
@@ -112,12 +111,16 @@ logout $target
 say "an initiator vanishes with a reservation: targetd's pings miss it, and the unit is free"
 python3 /job/vanish.py reserve > /tmp/vanish.out &
 gone=$!
-for _ in $(seq 100); do grep -q reserved /tmp/vanish.out && break; sleep 0.1; done
-grep reserved /tmp/vanish.out
+eventually 120 grep reserved /tmp/vanish.out
+# logged in before the other one vanishes: in a slow guest a Python that starts then would come too late
+python3 /job/vanish.py wait > /tmp/wait.out &
+waiting=$!
+eventually 120 grep 'the unit is reserved' /tmp/wait.out
 iptables -I INPUT -s 127.0.0.2 -j DROP
 iptables -I INPUT -d 127.0.0.2 -j DROP
 kill -KILL $gone
-python3 /job/vanish.py wait
+wait $waiting
+cat /tmp/wait.out
 grep -E '^[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9:]{8} .*:reserve from 127.0.0.2:.*the initiator did not answer 2 pings' /tmp/targetd.log
 grep -E '^[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9:]{8} .*session [0-9]+ of iqn.2026-11.com.example:reserve .* is over' /tmp/targetd.log
 stop_targetd

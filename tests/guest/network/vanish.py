@@ -2,8 +2,8 @@
 unit.
 
 vanish.py reserve     logs in from 127.0.0.2, reserves LUN 0, prints that, and waits to be killed
-vanish.py wait        logs in from 127.0.0.1, gets RESERVATION CONFLICT, and prints after how many seconds
-                      the reservation has ended
+vanish.py wait        logs in from 127.0.0.1, gets RESERVATION CONFLICT, prints that, and when the reservation
+                      has ended
 """
 
 import sys
@@ -15,7 +15,7 @@ from initiator import GOOD, RESERVATION_CONFLICT, Session  # noqa: E402
 
 TARGET = 'iqn.2026-11.com.example:vanish'
 RESERVE_6, TEST_UNIT_READY = b'\x16' + bytes(5), bytes(6)
-SECONDS = 30
+SECONDS = 180
 
 
 def main(what):
@@ -27,11 +27,14 @@ def main(what):
         session.clear_attentions()
         session.run(RESERVE_6).good()
         print('reserved', flush=True)
-        time.sleep(600)
+        for _ in range(1200):  # it answers targetd's pings until it is killed
+            time.sleep(0.5)
+            session.run(TEST_UNIT_READY).good()
     session.run(TEST_UNIT_READY)  # meets the unit attention
     began = time.monotonic()
     status = session.run(TEST_UNIT_READY).status
     assert status == RESERVATION_CONFLICT, status
+    print('the unit is reserved', flush=True)
     while status != GOOD:
         assert time.monotonic() < began + SECONDS, 'still reserved'
         time.sleep(0.2)

@@ -28,8 +28,7 @@ grep "/dev/served is another disk than before.*targetdctl accept $b/0" /tmp/targ
 served $c
 if served $b; then exit 1; fi
 targetdctl accept $b/0
-for _ in $(seq 100); do served $b && break; sleep 0.1; done
-served $b
+eventually 60 served $b
 times 3 'served for the first time'
 
 say "a disk on which an initiator created a volume group is served, with a warning"
