@@ -212,8 +212,8 @@ class Connection(object):
             pass
 
     def notice_end(self) -> None:
-        """While no request waits nobody reads, so nobody has seen that the server has closed the connection:
-        look, without waiting."""
+        """Look, without waiting, whether the server has closed the connection; if so, it is lost. Without a
+        request that waits for a reply no thread reads, and the end is not noticed otherwise."""
         try:
             if self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
                 return

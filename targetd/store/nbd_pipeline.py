@@ -392,9 +392,9 @@ class PipelinedStore(FlushingStore):
             self._flush_turn.put(None)
 
     def _settle_flush(self) -> None:
-        """The session is over: wait for the FLUSH that was begun. A failure that nobody gets to know would be
-        forgotten, as the server answers the next flush with success. If there is no answer, the
-        connection counts as lost."""
+        """The session is over: wait for the reply to the FLUSH that was begun. If it failed and nobody read
+        the reply, the failure would be lost, because the server answers the next flush with success.
+        Without a reply in time the connection counts as lost."""
         end = time.monotonic() + SETTLE_SECONDS
         while self.is_flushing_ahead:
             is_late = time.monotonic() >= end

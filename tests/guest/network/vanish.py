@@ -27,7 +27,7 @@ def main(what):
         session.clear_attentions()
         session.run(RESERVE_6).good()
         print('reserved', flush=True)
-        for _ in range(1200):  # it answers targetd's pings until it is killed
+        for _ in range(1200):  # the session answers pings only while a command runs
             time.sleep(0.5)
             session.run(TEST_UNIT_READY).good()
     session.run(TEST_UNIT_READY)  # meets the unit attention
